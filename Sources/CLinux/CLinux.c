@@ -1,0 +1,82 @@
+#include "CLinux.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+const uint32_t linux_EPOLLIN = EPOLLIN, linux_EPOLLPRI = EPOLLPRI, linux_EPOLLOUT = EPOLLOUT,
+               linux_EPOLLERR = EPOLLERR, linux_EPOLLHUP = EPOLLHUP, linux_EPOLLRDHUP = EPOLLRDHUP,
+               linux_EPOLLET = EPOLLET, linux_EPOLLEXCLUSIVE = EPOLLEXCLUSIVE;
+
+int linux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
+
+int linux_epoll_add(int epoll, int fd, uint32_t events, uint64_t token) {
+    struct epoll_event event = {.events = events, .data.u64 = token};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+int linux_epoll_modify(int epoll, int fd, uint32_t events, uint64_t token) {
+    struct epoll_event event = {.events = events, .data.u64 = token};
+    return epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event);
+}
+
+int linux_epoll_delete(int epoll, int fd) { return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL); }
+
+int linux_epoll_wait(int epoll, struct epoll_event *events, int capacity, int timeout_ms) {
+    return epoll_wait(epoll, events, capacity, timeout_ms);
+}
+
+int linux_accept4(int fd, struct sockaddr *address, socklen_t *length) {
+    return accept4(fd, address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+int linux_stream_socket(int family) {
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+int linux_pipe(int ends[2]) { return pipe2(ends, O_NONBLOCK | O_CLOEXEC); }
+
+int linux_set_pipe_size(int fd, int bytes) { return fcntl(fd, F_SETPIPE_SZ, bytes); }
+
+int linux_get_pipe_size(int fd) { return fcntl(fd, F_GETPIPE_SZ); }
+
+ssize_t linux_splice(int from, int to, size_t limit) {
+    return splice(from, NULL, to, NULL, limit, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+}
+
+int linux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+
+static sigset_t signal_set(const int *signals, int count) {
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = 0; i < count; i++) sigaddset(&set, signals[i]);
+    return set;
+}
+
+int linux_signalfd(const int *signals, int count) {
+    sigset_t set = signal_set(signals, count);
+    return signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+}
+
+int linux_block_signals(const int *signals, int count) {
+    sigset_t set = signal_set(signals, count);
+    return pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+int linux_set_nonblocking(int fd) {
+    int flags = fcntl(fd, F_GETFL);
+    return flags == -1 ? -1 : flags & O_NONBLOCK ? 0 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+int linux_set_cloexec(int fd) { return fcntl(fd, F_SETFD, FD_CLOEXEC); }
+
+int linux_cpus_allowed(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == -1 ? -1 : CPU_COUNT(&set);
+}
+
+void linux_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }

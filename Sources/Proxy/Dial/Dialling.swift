@@ -1,0 +1,130 @@
+// Connects to a route's target: runs the actions of DialAttempt.
+
+import Glibc
+
+extension Worker {
+    /// Begins to connect.
+    func dial(_ connection: Connection) -> Step {
+        let deadline = connection.route.connectTimeout.map { now.advanced(by: $0) }
+        connection.dial = DialAttempt(
+            targets: connection.route.targets, deadline: deadline ?? Instant(nanoseconds: .max),
+            patient: connection.route.patient)
+        return redial(connection)
+    }
+
+    /// Begins with the first target, at once or after a pause.
+    func redial(_ connection: Connection) -> Step {
+        advance(connection) { $0.start(now: self.now) }
+    }
+
+    /// The resolver has answered.
+    func resolved(_ connection: Connection, _ addresses: [SocketAddress]) -> Step {
+        guard connection.phase == .resolving else { return .stay }
+        return advance(connection) { $0.resolved(addresses, now: self.now) }
+    }
+
+    /// epoll says something of a target that is being connected.
+    func dialProgressed(_ connection: Connection, _ readiness: Readiness) -> Step {
+        if !readiness.isDisjoint(with: [.error, .hangup]) {
+            let code = Socket.takeError(connection.targetDescriptor)
+            return attemptFailed(connection, code: code == 0 ? ECONNREFUSED : code)
+        }
+        return readiness.contains(.writable) ? .relay : .stay
+    }
+
+    /// The time for what the dial waits for is over.
+    func dialTimerFired(_ connection: Connection) -> Step {
+        switch connection.phase {
+        case .waitingToRedial: redial(connection)
+        case .dialling: attemptFailed(connection, code: ETIMEDOUT)
+        default: .end(.targetUnresolved)
+        }
+    }
+
+    private func attemptFailed(_ connection: Connection, code: CInt) -> Step {
+        let failure = ConnectFailure(code: code)
+        connection.counters.connectFailures.add(failure.rawValue)
+        dropTarget(connection)
+        let full = code == EAGAIN && connection.targetAddress.isUnix
+        return advance(connection) { $0.failed(failure, full: full, now: self.now) }
+    }
+
+    /// Carries out what the attempt asks for, until it has to wait.
+    private func advance(
+        _ connection: Connection, _ decide: (inout DialAttempt) -> DialAttempt.Action
+    ) -> Step {
+        guard var attempt = connection.dial else { return .stay }
+        defer { if connection.dial != nil { connection.dial = attempt } }
+        var action = decide(&attempt)
+        while true {
+            switch action {
+            case .resolve(let index):
+                lookUp(connection, attempt, index)
+                return .stay
+            case .wait(let until):
+                connection.phase = .waitingToRedial
+                timers.set(connection.key.index, at: until)
+                return .stay
+            case .fail(let failure):
+                if failure == .unresolved {
+                    connection.counters.connectFailures.add(failure.rawValue)
+                }
+                return .end(failure.closeReason)
+            case .connect(let address, let limit):
+                let code = connect(connection, to: address)
+                if code == 0 { return .relay }
+                if code == EINPROGRESS {
+                    connection.phase = .dialling
+                    timers.set(connection.key.index, at: limit)
+                    return .stay
+                }
+                let failure = ConnectFailure(code: code)
+                connection.counters.connectFailures.add(failure.rawValue)
+                dropTarget(connection)
+                action = attempt.failed(
+                    failure, full: code == EAGAIN && address.isUnix, now: now)
+            }
+        }
+    }
+
+    /// Starts one connect. Returns 0 when it is done, else an errno.
+    private func connect(_ connection: Connection, to address: SocketAddress) -> CInt {
+        connection.counters.connectAttempts.add(1)
+        connection.targetAddress = address
+        connection.connectStartedAt = now
+        connection.toClient.half = HalfStream(isUnix: address.isUnix)
+        do throws(SystemError) {
+            let socket = try Socket.make(family: address.family)
+            if !address.isUnix { Socket.prepareForRelay(socket.rawValue) }
+            let code = Socket.connect(socket.rawValue, to: address)
+            guard code == 0 || code == EINPROGRESS else { return code }
+            try epoll.add(
+                socket.rawValue, Self.interest.union(.writable),
+                token: connection.key.token(.target))
+            connection.targetReportsWritable = true
+            connection.target = consume socket
+            return code
+        } catch {
+            return error.code
+        }
+    }
+
+    private func dropTarget(_ connection: Connection) {
+        connection.target = nil
+        connection.targetReportsWritable = false
+    }
+
+    private func lookUp(_ connection: Connection, _ attempt: DialAttempt, _ index: Int) {
+        guard case .host(let host, let port) = connection.route.targets[index].endpoint else {
+            return
+        }
+        connection.phase = .resolving
+        connection.connectStartedAt = now
+        timers.set(connection.key.index, at: attempt.deadline)
+        let key = connection.key
+        let mailbox = self.mailbox
+        shared.resolver.lookUp(host: host, port: port) { addresses in
+            mailbox.post(.resolved(key, addresses))
+        }
+    }
+}

@@ -1,0 +1,93 @@
+// Whether there is room for one more connection: the administrator's limit, and descriptors.
+
+import Glibc
+import Synchronization
+
+/// A count shared by the workers that never goes over its limit.
+final class AdmissionLimit: Sendable {
+    let limit: Int
+    private let open = Atomic<Int>(0)
+
+    /// - Parameter limit: at least 0; nil for none.
+    init(limit: Int?) { self.limit = limit ?? .max }
+
+    var count: Int { open.load(ordering: .relaxed) }
+
+    /// Takes a place. Exact: of two workers at the last place one gets it.
+    func enter() -> Bool {
+        if open.wrappingAdd(1, ordering: .relaxed).newValue <= limit { return true }
+        leave()
+        return false
+    }
+
+    func leave() { open.wrappingSubtract(1, ordering: .relaxed) }
+}
+
+/// How many descriptors the relay may hold, so that the others (metrics, log, resolver) always
+/// find one: accepting pauses before the process runs out, not after.
+final class DescriptorBudget: Sendable {
+    /// All that the relay may use, from RLIMIT_NOFILE.
+    let total: Int
+    /// The part that only pipes may use, so that connections never run without any.
+    private let forPipes: Int
+    private let used = Atomic<Int>(0)
+
+    /// - Parameter limit: the soft RLIMIT_NOFILE; `inUse`: descriptors open already.
+    init(limit: Int, inUse: Int) {
+        let reserve = Self.reserve(limit: limit)
+        total = max(limit - inUse - reserve, 2)
+        forPipes = min(64, total / 8)
+    }
+
+    /// What others may need: 64 scrapes, the resolver's sockets, the journal. A small limit
+    /// leaves less.
+    static func reserve(limit: Int) -> Int { min(96, limit / 3) }
+
+    /// Takes descriptors for a pipe. False if they would not fit.
+    func take(_ count: Int) -> Bool { take(count, of: total) }
+
+    /// Takes the two descriptors of a connection.
+    func takeForConnection() -> Bool { take(2, of: total - forPipes) }
+
+    /// True exactly when there is room again for some connections at once, not just for one.
+    var hasRoom: Bool {
+        used.load(ordering: .relaxed) + max(16, total / 10) <= total || total < 64
+            && used.load(ordering: .relaxed) + 2 <= total - forPipes
+    }
+
+    func giveBack(_ count: Int) { used.wrappingSubtract(count, ordering: .relaxed) }
+
+    private func take(_ count: Int, of share: Int) -> Bool {
+        if used.wrappingAdd(count, ordering: .relaxed).newValue <= share { return true }
+        giveBack(count)
+        return false
+    }
+
+    /// True exactly when the kernel gives a handful of descriptors at this moment.
+    static func kernelHasRoom() -> Bool {
+        var probes: [CInt] = []
+        while probes.count < 8 {
+            let probe = dup(STDERR_FILENO)
+            if probe == -1 { break }
+            probes.append(probe)
+        }
+        for probe in probes { _ = Glibc.close(probe) }
+        return probes.count == 8
+    }
+
+    /// The soft RLIMIT_NOFILE, raised to the hard one.
+    static func raiseLimit() -> Int {
+        var limit = rlimit()
+        guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else {
+            return 1024
+        }
+        if limit.rlim_cur < limit.rlim_max {
+            var raised = limit
+            raised.rlim_cur = raised.rlim_max
+            if unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &raised) == 0 {
+                limit = raised
+            }
+        }
+        return Int(clamping: limit.rlim_cur)
+    }
+}

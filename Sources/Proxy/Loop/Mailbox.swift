@@ -1,0 +1,47 @@
+// How other threads speak to a worker.
+
+import Synchronization
+
+/// What a worker can be told.
+enum Command: Sendable {
+    /// Begin or go on accepting from these listeners.
+    case listen([Listener])
+    /// Accept from none any more, and tell the supervisor when no connection is left.
+    case drain
+    /// Cut every connection.
+    case cut(CloseReason)
+    /// The answer to a look-up.
+    case resolved(SlabKey, [SocketAddress])
+    /// A route's new form, for new connections.
+    case replace(Route)
+    /// Show that the loop is alive.
+    case ping(@Sendable () -> Void)
+}
+
+/// A queue of commands that wakes its reader.
+final class Mailbox: Sendable {
+    private let commands = Mutex<[Command]>([])
+    private let wakeUp: EventCounter
+
+    init() throws(SystemError) { wakeUp = try EventCounter() }
+
+    /// What the reader's epoll watches.
+    var descriptor: CInt { wakeUp.descriptor.rawValue }
+
+    func post(_ command: Command) {
+        let wasEmpty = commands.withLock { commands in
+            commands.append(command)
+            return commands.count == 1
+        }
+        if wasEmpty { wakeUp.signal() }
+    }
+
+    func take() -> [Command] {
+        wakeUp.clear()
+        return commands.withLock { commands in
+            let taken = commands
+            commands.removeAll()
+            return taken
+        }
+    }
+}

@@ -1,0 +1,82 @@
+// The little that workers share with each other and with the supervisor.
+
+import Synchronization
+
+final class Shared: Sendable {
+    let log: Log
+    let resolver: Resolver
+    let descriptors: DescriptorBudget
+    /// The limit over all routes.
+    let admission: AdmissionLimit
+    /// Wakes the supervisor.
+    let notice: EventCounter
+    private let lastID = Atomic<UInt64>(0)
+    private let busy = Atomic<Bool>(false)
+    private let exhausted = Atomic<Bool>(false)
+    private let draining = Atomic<Bool>(false)
+    private let sets = Mutex<[CounterSet]>([])
+    private let lastEnd = Atomic<UInt64>(Instant.now().nanoseconds)
+
+    init(
+        log: Log, resolver: Resolver, descriptors: DescriptorBudget, admission: AdmissionLimit
+    ) throws(SystemError) {
+        self.log = log
+        self.resolver = resolver
+        self.descriptors = descriptors
+        self.admission = admission
+        notice = try EventCounter()
+    }
+
+    func nextConnectionID() -> UInt64 { lastID.wrappingAdd(1, ordering: .relaxed).newValue }
+
+    // MARK: For scrapes
+
+    /// The counters of every worker that was ever started.
+    var counterSets: [CounterSet] { sets.withLock { $0 } }
+
+    func add(_ set: CounterSet) { sets.withLock { $0.append(set) } }
+
+    var isDraining: Bool { draining.load(ordering: .relaxed) }
+
+    func beginDraining() { draining.store(true, ordering: .relaxed) }
+
+    // MARK: Load
+
+    /// A worker has more to do than it can.
+    func workerIsBusy() {
+        if !busy.exchange(true, ordering: .relaxed) { notice.signal() }
+    }
+
+    /// True if a worker was busy since the last call.
+    func takeBusy() -> Bool { busy.exchange(false, ordering: .relaxed) }
+
+    // MARK: Idleness
+
+    func connectionEnded(at now: Instant) { lastEnd.store(now.nanoseconds, ordering: .relaxed) }
+
+    /// When the last connection ended; the start of the process if there was none.
+    var lastConnectionEnd: Instant { Instant(nanoseconds: lastEnd.load(ordering: .relaxed)) }
+
+    // MARK: Descriptors
+
+    /// Says once that there are no more descriptors, until there are again.
+    ///
+    /// - Parameter error: what accept said; nil if the proxy kept within its own budget.
+    func descriptorsRanOut(_ error: SystemError?) {
+        if exhausted.exchange(true, ordering: .relaxed) { return }
+        let cause = error.map { " (\($0))" } ?? ""
+        log.line(
+            .warning, .descriptorsExhausted,
+            "out of descriptors\(cause) with \(admission.count) connections open: "
+                + "new clients wait; raise LimitNOFILE= to serve more at once")
+        notice.signal()
+    }
+
+    var isOutOfDescriptors: Bool { exhausted.load(ordering: .relaxed) }
+
+    /// Says that there are descriptors again.
+    func descriptorsCameBack() {
+        if !exhausted.exchange(false, ordering: .relaxed) { return }
+        log.line(.notice, .descriptorsBack, "descriptors are back: accepting clients again")
+    }
+}

@@ -1,0 +1,244 @@
+// A worker: one thread, one epoll, its connections. Nothing in it is shared but its mailbox and
+// its counters. What it does at each stage of a connection is in that stage's folder:
+// Listen/Accepting, Dial/Dialling, Relay/Relay, Close/Closing.
+
+import CLinux
+import Glibc
+import Synchronization
+
+/// What one worker counts, readable from any thread.
+struct CounterSet: Sendable {
+    let worker = WorkerCounters()
+    let routes: [RouteCounters]
+}
+
+@safe final class Worker: @unchecked Sendable {
+    // Safe to use from any thread.
+    let number: Int
+    let shared: Shared
+    let mailbox: Mailbox
+    let counterSet: CounterSet
+    private let stoppedListening = Atomic<Bool>(false)
+
+    // Only on the worker's own thread, which is started once, by `start`.
+    let epoll: Epoll
+    let queue: RecordQueue
+    var now: Instant
+    var routes: [Route]
+    var listeners: [WatchedListener] = []
+    var acceptAgainAt: Instant?
+    var connections = Slab()
+    var timers: Timers
+    var pipes: PipePool
+    var isDraining = false
+    /// True exactly when more than the connection at hand has something to do.
+    var othersWait = false
+    /// Set by an action on the relay whose sink failed, taken by the pump that ran it.
+    var sinkError: CInt?
+    /// Shared by all connections: no byte stays in it between two events.
+    let scratch: UnsafeMutableRawPointer
+    private var queued: [Connection] = []
+    private var load: LoadWindow
+
+    static let scratchSize = 64 * 1024
+    private static let eventsPerWait = 256
+
+    init(number: Int, shared: Shared, routes: [Route]) throws(SystemError) {
+        let now = Instant.now()
+        let counterSet = CounterSet(routes: routes.map { _ in RouteCounters() })
+        self.number = number
+        self.shared = shared
+        self.routes = routes
+        self.now = now
+        self.counterSet = counterSet
+        epoll = try Epoll()
+        mailbox = try Mailbox()
+        queue = shared.log.makeQueue()
+        timers = Timers(now: now)
+        pipes = PipePool(budget: shared.descriptors, counters: counterSet.worker)
+        load = LoadWindow(startedAt: now)
+        unsafe scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
+        try epoll.add(
+            mailbox.descriptor, [.readable],
+            token: SlabKey(index: 0, generation: 0).token(.mailbox))
+    }
+
+    deinit { unsafe scratch.deallocate() }
+
+    var counters: CounterSet { counterSet }
+
+    /// True exactly when the worker has taken note of `.drain`: it accepts no more.
+    var hasStoppedListening: Bool { stoppedListening.load(ordering: .acquiring) }
+
+    /// Starts the worker's thread. It ends with the process.
+    func start() { startThread("worker-\(number)") { self.run() } }
+
+    private func run() -> Never {
+        let events = UnsafeMutableBufferPointer<epoll_event>.allocate(capacity: Self.eventsPerWait)
+        load = LoadWindow(startedAt: now, cpu: Instant.threadCPU())
+        while true {
+            let count = unsafe epoll.wait(into: events, milliseconds: timeout())
+            now = Instant.now()
+            for index in 0..<count {
+                othersWait = index + 1 < count || !queued.isEmpty
+                let event = unsafe events[index]
+                dispatch(Token(unsafe event.data.u64), Readiness(rawValue: unsafe event.events))
+            }
+            runQueued()
+            fireTimers()
+            resumeAccepting()
+            if load.isOver(at: now), load.isBusy(at: now, cpu: Instant.threadCPU()) {
+                shared.workerIsBusy()
+            }
+        }
+    }
+
+    private func timeout() -> CInt {
+        if !queued.isEmpty { return 0 }
+        let timer = timers.milliseconds(from: now)
+        guard let at = acceptAgainAt else { return timer }
+        let pause = CInt(clamping: at.nanoseconds(since: now) / 1_000_000 + 1)
+        return timer < 0 ? pause : min(timer, pause)
+    }
+
+    // MARK: Events
+
+    private func dispatch(_ token: Token, _ readiness: Readiness) {
+        switch token.kind {
+        case .client:
+            if let connection = connections[token.key] {
+                take(clientEvent(connection, readiness), connection)
+            }
+        case .target:
+            if let connection = connections[token.key] {
+                take(targetEvent(connection, readiness), connection)
+            }
+        case .listener: accept(token.key.index)
+        case .mailbox: for command in mailbox.take() { obey(command) }
+        }
+    }
+
+    private func clientEvent(_ connection: Connection, _ readiness: Readiness) -> Step {
+        note(&connection.toTarget, &connection.toClient, readiness)
+        if connection.isRelaying {
+            if isCutShort(connection.toTarget.half, readiness) {
+                return abort(connection, .client)
+            }
+            return relay(connection)
+        }
+        // A client that has only finished sending still waits for its answer.
+        return readiness.contains(.error) ? .end(.clientLeft) : .stay
+    }
+
+    private func targetEvent(_ connection: Connection, _ readiness: Readiness) -> Step {
+        guard connection.target != nil else { return .stay }
+        if connection.isRelaying {
+            note(&connection.toClient, &connection.toTarget, readiness)
+            if isCutShort(connection.toClient.half, readiness) {
+                return abort(connection, .target)
+            }
+            return relay(connection)
+        }
+        let step = dialProgressed(connection, readiness)
+        if case .relay = step { note(&connection.toClient, &connection.toTarget, readiness) }
+        return step
+    }
+
+    /// Tells the two directions at a socket what is ready there.
+    private func note(_ fromHere: inout Flow, _ toHere: inout Flow, _ readiness: Readiness) {
+        if !readiness.isDisjoint(with: [.readable, .peerFinished, .urgent, .error, .hangup]) {
+            fromHere.half.sourceBecame(readiness)
+        }
+        if !readiness.isDisjoint(with: [.writable, .error, .hangup]) {
+            toHere.half.sinkBecameWritable()
+        }
+    }
+
+    /// True exactly when a side is in error and reading will not find out: its stream has ended
+    /// already, or the bytes before the error have nowhere to go.
+    private func isCutShort(_ fromHere: HalfStream, _ readiness: Readiness) -> Bool {
+        readiness.contains(.error)
+            && (fromHere.sourceEnded || fromHere.inPipe > 0 || !fromHere.sinkWritable)
+    }
+
+    private func abort(_ connection: Connection, _ side: Side) -> Step {
+        let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+        let code = Socket.takeError(fd)
+        return .end(connection.brokenBy ?? .failure(of: side, code: code == 0 ? ECONNRESET : code))
+    }
+
+    /// Does what a stage asked for.
+    func take(_ step: Step, _ connection: Connection) {
+        switch step {
+        case .stay: break
+        case .again: requeue(connection)
+        case .relay: take(beginRelay(connection), connection)
+        case .end(let reason): end(connection, reason)
+        }
+    }
+
+    // MARK: Turns
+
+    /// Has the connection go on when the others have had their turn.
+    func requeue(_ connection: Connection) {
+        if connection.isQueued { return }
+        connection.isQueued = true
+        queued.append(connection)
+    }
+
+    private func runQueued() {
+        guard !queued.isEmpty else { return }
+        let turn = queued
+        queued.removeAll(keepingCapacity: true)
+        for (index, connection) in turn.enumerated() {
+            connection.isQueued = false
+            othersWait = index + 1 < turn.count
+            // It may have ended since, at an event of its own.
+            if connections[connection.key] === connection, connection.isRelaying {
+                take(relay(connection), connection)
+            }
+        }
+    }
+
+    private func fireTimers() {
+        for index in timers.advance(to: now) {
+            guard let connection = connections[index] else { continue }
+            take(timerFired(connection), connection)
+        }
+    }
+
+    private func timerFired(_ connection: Connection) -> Step {
+        guard connection.isRelaying else { return dialTimerFired(connection) }
+        if connection.phase == .young { mature(connection) }
+        guard let limit = connection.route.idleTimeout else { return .stay }
+        let idleAt = connection.lastMovedAt.advanced(by: limit)
+        if now >= idleAt { return .end(.idleTimeout) }
+        timers.set(connection.key.index, at: idleAt)
+        return .stay
+    }
+
+    // MARK: Commands
+
+    private func obey(_ command: Command) {
+        switch command {
+        case .listen(let added):
+            listeners += added.map { WatchedListener(listener: $0) }
+            watchListeners()
+        case .drain:
+            isDraining = true
+            stopListening()
+            stoppedListening.store(true, ordering: .releasing)
+            shared.notice.signal()
+            if connections.count == 0 { shared.notice.signal() }
+        case .cut(let reason):
+            for connection in connections.all { end(connection, reason) }
+            shared.notice.signal()
+        case .resolved(let key, let addresses):
+            if let connection = connections[key] {
+                take(resolved(connection, addresses), connection)
+            }
+        case .replace(let route): routes[route.index] = route
+        case .ping(let answer): answer()
+        }
+    }
+}

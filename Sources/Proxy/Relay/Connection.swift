@@ -1,0 +1,72 @@
+// A connection: its two sockets, its two directions, and what is told of it at the end.
+
+/// One direction with the pipe that it holds while bytes are in it.
+struct Flow {
+    var half: HalfStream
+    var pipe: Pipe?
+}
+
+/// One client's connection through the proxy. It lives and dies on one worker.
+final class Connection {
+    /// Unique in this life of the process; counts from 1.
+    let id: UInt64
+    let route: Route
+    let counters: RouteCounters
+    let clientAddress: SocketAddress
+    let acceptedAt: Instant
+    let client: FileDescriptor
+
+    /// Where this connection is in the worker's slab, with the slot's generation.
+    var key = SlabKey(index: 0, generation: 0)
+    var phase = Phase.dialling
+    /// nil before the dial has begun and between its attempts.
+    var target: FileDescriptor?
+    var targetAddress = SocketAddress.unnamed
+    /// nil once the target is connected.
+    var dial: DialAttempt?
+    var connectStartedAt: Instant
+    var connectedAt: Instant?
+    var lastMovedAt: Instant
+
+    var toTarget: Flow
+    var toClient: Flow
+    /// The side whose FIN came first.
+    var firstToFinish: Side?
+    /// Set when a side has refused bytes: how the connection ends once the bytes that this side
+    /// had sent are through.
+    var brokenBy: CloseReason?
+    /// True exactly when epoll reports that side writable.
+    var clientReportsWritable = false
+    var targetReportsWritable = false
+    /// True exactly when the connection is in the worker's list of those to go on with.
+    var isQueued = false
+
+    enum Phase {
+        case dialling, waitingToRedial, resolving
+        /// The first second, during which most connections end: nothing is spent on them that
+        /// only a long life repays.
+        case young
+        case mature
+    }
+
+    init(
+        id: UInt64, route: Route, counters: RouteCounters, client: consuming FileDescriptor,
+        address: SocketAddress, now: Instant
+    ) {
+        self.id = id
+        self.route = route
+        self.counters = counters
+        self.client = client
+        clientAddress = address
+        acceptedAt = now
+        connectStartedAt = now
+        lastMovedAt = now
+        toTarget = Flow(half: HalfStream(isUnix: address.isUnix))
+        toClient = Flow(half: HalfStream())
+    }
+
+    var isRelaying: Bool { phase == .young || phase == .mature }
+
+    /// -1 while there is no target socket.
+    var targetDescriptor: CInt { target?.rawValue ?? -1 }
+}

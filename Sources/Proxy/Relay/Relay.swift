@@ -1,0 +1,325 @@
+// Moves a connection's bytes: the one place that runs the actions of HalfStream.
+
+import Glibc
+
+/// What the loop does with a connection after a stage has worked on it.
+enum Step {
+    /// Wait for its next event or its timer.
+    case stay
+    /// Its turn is over though it could go on; come back after the others.
+    case again
+    /// The target is connected.
+    case relay
+    case end(CloseReason)
+}
+
+extension Worker {
+    /// The target is connected: from here on bytes may flow.
+    func beginRelay(_ connection: Connection) -> Step {
+        connection.phase = .young
+        connection.dial = nil
+        connection.connectedAt = now
+        connection.lastMovedAt = now
+        connection.counters.connectDuration.observe(
+            nanoseconds: now.nanoseconds(since: connection.connectStartedAt))
+        connection.counters.activeOutbound.add(1)
+        connection.counters.connectedOutbound.add(1)
+        timers.set(connection.key.index, at: now.advanced(by: Self.youth))
+        return relay(connection)
+    }
+
+    /// How long a connection is young.
+    static let youth = Duration.seconds(1)
+
+    /// Moves what can be moved, both ways, within one turn's budget.
+    func relay(_ connection: Connection) -> Step {
+        let client = connection.client.rawValue
+        let target = connection.targetDescriptor
+        let budget = othersWait ? Self.sharedBudget : Self.loneBudget
+
+        var outcome = pump(
+            &connection.toTarget, of: connection, from: client, to: target, source: .client,
+            budget: budget)
+        if case .failed(let side, let code) = outcome {
+            return failed(connection, side, code)
+        }
+        let first = outcome
+        outcome = pump(
+            &connection.toClient, of: connection, from: target, to: client, source: .target,
+            budget: budget)
+        if case .failed(let side, let code) = outcome {
+            return failed(connection, side, code)
+        }
+        if connection.toTarget.half.isOver && connection.toClient.half.isOver {
+            return .end(ending(of: connection))
+        }
+        return first == .budgetSpent || outcome == .budgetSpent ? .again : .stay
+    }
+
+    /// Bytes per direction and turn. A lone busy connection gets more out of each turn.
+    private static let sharedBudget = 256 * 1024
+    private static let loneBudget = 1024 * 1024
+
+    private func ending(of connection: Connection) -> CloseReason {
+        connection.brokenBy
+            ?? (connection.firstToFinish == .client ? .clientClosed : .targetClosed)
+    }
+
+    /// A socket failed. What the failed side had sent before may still be on its way.
+    private func failed(_ connection: Connection, _ side: Side, _ code: CInt) -> Step {
+        .end(connection.brokenBy ?? .failure(of: side, code: code))
+    }
+
+    private enum PumpOutcome: Equatable {
+        case waiting, budgetSpent
+        case failed(Side, CInt)
+    }
+
+    private func pump(
+        _ flow: inout Flow, of connection: Connection, from source: CInt, to sink: CInt,
+        source side: Side, budget: Int
+    ) -> PumpOutcome {
+        var moved = 0
+        defer { if moved > 0 { connection.lastMovedAt = now } }
+        while moved < budget {
+            let result: Transfer
+            switch flow.half.next() {
+            case .wait: return .waiting
+            case .finish:
+                finish(&flow, of: connection, sink: sink, source: side)
+                return .waiting
+            case .receive where !pipes.prepare(now: now):
+                result = peekAndSend(&flow, from: source, to: sink)
+            case .receive: result = receiveAndSend(&flow, from: source, to: sink)
+            case .splice:
+                guard flow.pipe != nil || takePipe(&flow) else {
+                    result = peekAndSend(&flow, from: source, to: sink)
+                    break
+                }
+                result = fillPipe(&flow, from: source, counters: connection.counters)
+            case .drain:
+                if let code = drainPipe(&flow, to: sink) {
+                    if breakSink(&flow, of: connection, sink: side.other, code: code) {
+                        return .failed(side.other, code)
+                    }
+                    return .waiting
+                }
+                if !flow.half.sinkWritable { reportWritable(connection, side.other) }
+                continue
+            }
+            switch result {
+            case .bytes(let count):
+                moved += count
+                if side == .client {
+                    connection.counters.bytesIn.add(UInt64(count))
+                } else {
+                    connection.counters.bytesOut.add(UInt64(count))
+                }
+            case .wouldBlock, .endOfStream: break
+            case .failed(let code): return .failed(side, code)
+            }
+            if let code = sinkError {
+                sinkError = nil
+                if breakSink(&flow, of: connection, sink: side.other, code: code) {
+                    return .failed(side.other, code)
+                }
+                return .waiting
+            }
+            if !flow.half.sinkWritable { reportWritable(connection, side.other) }
+        }
+        return .budgetSpent
+    }
+
+    // MARK: Actions
+
+    /// A small read: through the worker's scratch buffer. What the sink does not take goes into
+    /// a pipe at once.
+    @inline(__always)
+    private func receiveAndSend(_ flow: inout Flow, from source: CInt, to sink: CInt) -> Transfer {
+        let result = unsafe Socket.receive(source, into: scratch, limit: Self.scratchSize)
+        switch result {
+        case .bytes(let count):
+            flow.half.received(count, of: Self.scratchSize)
+            switch unsafe Socket.send(sink, from: scratch, count: count) {
+            case .bytes(let sent) where sent == count: break
+            case .bytes(let sent): store(&flow, from: sent, count: count - sent)
+            case .wouldBlock, .endOfStream: store(&flow, from: 0, count: count)
+            case .failed(let code): sinkError = code
+            }
+        case .wouldBlock: flow.half.receivedNothing()
+        case .endOfStream: flow.half.receivedEnd()
+        case .failed: break
+        }
+        return result
+    }
+
+    /// Without a pipe: sends a copy of what the socket holds and takes from it only what was
+    /// sent, so that even now the kernel holds every byte.
+    private func peekAndSend(_ flow: inout Flow, from source: CInt, to sink: CInt) -> Transfer {
+        let peeked = unsafe Socket.receive(
+            source, into: scratch, limit: Self.scratchSize, flags: CInt(MSG_PEEK))
+        switch peeked {
+        case .bytes(let count):
+            switch unsafe Socket.send(sink, from: scratch, count: count) {
+            case .bytes(let sent):
+                // Reads again what was peeked: it is there, and it is all that is asked for.
+                let taken = unsafe Socket.receive(source, into: scratch, limit: sent)
+                guard taken == .bytes(sent) else { return .failed(EPROTO) }
+                counters.worker.bytesWithoutPipe.add(UInt64(sent))
+                if sent < count {
+                    flow.half.received(sent, of: sent)
+                    flow.half.sinkBlocked()
+                } else {
+                    flow.half.received(sent, of: Self.scratchSize)
+                }
+                return taken
+            case .wouldBlock, .endOfStream:
+                flow.half.sinkBlocked()
+                return .wouldBlock
+            case .failed(let code):
+                sinkError = code
+                return .wouldBlock
+            }
+        case .wouldBlock: flow.half.receivedNothing()
+        case .endOfStream: flow.half.receivedEnd()
+        case .failed: break
+        }
+        return peeked
+    }
+
+    private func takePipe(_ flow: inout Flow) -> Bool {
+        guard pipes.prepare(now: now) else { return false }
+        flow.pipe = pipes.borrow()
+        return flow.pipe != nil
+    }
+
+    private func fillPipe(
+        _ flow: inout Flow, from source: CInt, counters: RouteCounters
+    ) -> Transfer {
+        guard let pipe = flow.pipe else { return .wouldBlock }
+        let result = pipe.fill(from: source, limit: Pipe.wantedCapacity)
+        switch result {
+        case .bytes(let count):
+            flow.half.spliced(count)
+            counters.bytesSpliced.add(UInt64(count))
+            return result
+        case .wouldBlock: flow.half.receivedNothing()
+        case .endOfStream: flow.half.splicedEnd()
+        case .failed: break
+        }
+        givePipeBack(&flow)
+        return result
+    }
+
+    /// Returns the sink's errno if it failed.
+    private func drainPipe(_ flow: inout Flow, to sink: CInt) -> CInt? {
+        guard let pipe = flow.pipe else { return EPROTO }
+        switch pipe.drain(to: sink, limit: flow.half.inPipe) {
+        case .bytes(let count):
+            flow.half.drained(count)
+            if flow.half.inPipe == 0 { givePipeBack(&flow) }
+        case .wouldBlock: flow.half.sinkBlocked()
+        case .endOfStream: return EPROTO  // a pipe with bytes in it has no end
+        case .failed(let code): return code
+        }
+        return nil
+    }
+
+    /// Puts received bytes that the sink did not take into a pipe.
+    private func store(_ flow: inout Flow, from offset: Int, count: Int) {
+        // Made ready before the bytes were received, and large enough for the whole scratch.
+        guard let pipe = pipes.borrow(),
+            case .bytes(count) = unsafe pipe.store(scratch + offset, count: count)
+        else {
+            sinkError = EPROTO
+            return
+        }
+        flow.pipe = pipe
+        flow.half.stored(count)
+    }
+
+    private func givePipeBack(_ flow: inout Flow) {
+        if let pipe = flow.pipe {
+            flow.pipe = nil
+            pipes.giveBack(pipe)
+        }
+    }
+
+    private func finish(
+        _ flow: inout Flow, of connection: Connection, sink: CInt, source side: Side
+    ) {
+        flow.half.finished()
+        if connection.firstToFinish == nil { connection.firstToFinish = side }
+        // The second FIN is sent by the close that follows at once.
+        let other = side == .client ? connection.toClient.half : connection.toTarget.half
+        if other.isOver { return }
+        Socket.finish(sink)
+        if connection.phase == .mature { boundHalfClosed(connection) }
+    }
+
+    /// The sink refuses bytes: its peer is gone. What it had sent before is still to be
+    /// delivered, so the other direction goes on until it too has ended.
+    ///
+    /// - Returns: true if nothing is left to deliver.
+    private func breakSink(
+        _ flow: inout Flow, of connection: Connection, sink: Side, code: CInt
+    ) -> Bool {
+        flow.half.sinkFailed()
+        connection.brokenBy = connection.brokenBy ?? .failure(of: sink, code: code)
+        if sink == .client {
+            if connection.toTarget.half.isOver { return true }
+            connection.toTarget.half.sourceBecame([.error, .hangup])
+            requeue(connection)
+        } else {
+            if connection.toClient.half.isOver { return true }
+            connection.toClient.half.sourceBecame([.error, .hangup])
+        }
+        return false
+    }
+
+    // MARK: Interest
+
+    /// Asks epoll, once in a connection's life, to report when that side takes bytes again.
+    /// Edge-triggered, the interest costs nothing while the side keeps up.
+    private func reportWritable(_ connection: Connection, _ side: Side) {
+        if side == .client {
+            if connection.clientReportsWritable { return }
+            connection.clientReportsWritable = true
+            watchWritable(connection.client.rawValue, token: connection.key.token(.client))
+        } else {
+            if connection.targetReportsWritable { return }
+            connection.targetReportsWritable = true
+            watchWritable(connection.targetDescriptor, token: connection.key.token(.target))
+        }
+    }
+
+    private func watchWritable(_ fd: CInt, token: UInt64) {
+        do throws(SystemError) {
+            try epoll.modify(fd, Self.interest.union(.writable), token: token)
+        } catch {
+            sinkError = error.code
+        }
+    }
+
+    /// What every relayed socket is watched for.
+    static let interest: Readiness = [.readable, .peerFinished, .urgent, .edge]
+
+    // MARK: Age
+
+    /// The connection has lived a second: from now on it is worth asking whether its peers are.
+    func mature(_ connection: Connection) {
+        connection.phase = .mature
+        if !connection.clientAddress.isUnix { Socket.keepAlive(connection.client.rawValue) }
+        if !connection.targetAddress.isUnix { Socket.keepAlive(connection.targetDescriptor) }
+        if connection.firstToFinish != nil { boundHalfClosed(connection) }
+    }
+
+    private func boundHalfClosed(_ connection: Connection) {
+        if !connection.clientAddress.isUnix {
+            Socket.boundUnacknowledged(connection.client.rawValue)
+        }
+        if !connection.targetAddress.isUnix {
+            Socket.boundUnacknowledged(connection.targetDescriptor)
+        }
+    }
+}

@@ -1,0 +1,36 @@
+// Threads. Workers block in epoll_wait, which no task of Swift's cooperative pool may do.
+
+import CLinux
+import Glibc
+
+private final class ThreadBody: Sendable {
+    let name: String
+    let body: @Sendable () -> Void
+
+    init(name: String, body: @escaping @Sendable () -> Void) {
+        self.name = name
+        self.body = body
+    }
+}
+
+/// Starts a detached thread.
+///
+/// A plain function, not a closure at top level: there it would inherit the main actor and trap
+/// on the new thread.
+func startThread(_ name: String, _ body: @escaping @Sendable () -> Void) {
+    let box = unsafe Unmanaged.passRetained(ThreadBody(name: name, body: body)).toOpaque()
+    var thread = pthread_t()
+    let code = unsafe pthread_create(&thread, nil, threadMain, box)
+    // Without this thread nothing works, and there is nobody to tell but the administrator.
+    precondition(code == 0, "cannot start the thread \(name): errno \(code)")
+    pthread_detach(thread)
+}
+
+private func threadMain(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+    if let argument = unsafe argument {
+        let thread = unsafe Unmanaged<ThreadBody>.fromOpaque(argument).takeRetainedValue()
+        unsafe linux_name_thread(thread.name)
+        thread.body()
+    }
+    return nil
+}

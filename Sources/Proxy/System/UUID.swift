@@ -1,0 +1,16 @@
+// Random identifiers, RFC 9562.
+
+enum UUID {
+    /// A version 4 UUID in its usual form, "f47ac10b-58cc-4372-a567-0e02b2c3d479".
+    static func random() -> String {
+        var bytes = (0..<16).map { _ in UInt8.random(in: 0...255) }
+        bytes[6] = bytes[6] & 0x0f | 0x40
+        bytes[8] = bytes[8] & 0x3f | 0x80
+        var text = ""
+        for (index, byte) in bytes.enumerated() {
+            if [4, 6, 8, 10].contains(index) { text += "-" }
+            text += (byte < 16 ? "0" : "") + String(byte, radix: 16)
+        }
+        return text
+    }
+}

@@ -1,0 +1,11 @@
+import Proxy
+
+/// Runs the proxy until it has drained, and returns the exit status.
+func run(_ options: Options) -> Int32 {
+    do throws(StartError) {
+        return try Server(options).run()
+    } catch {
+        complain(error.description)
+        return 1
+    }
+}
