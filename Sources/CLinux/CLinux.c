@@ -12,6 +12,9 @@ const uint32_t linux_EPOLLIN = EPOLLIN, linux_EPOLLPRI = EPOLLPRI, linux_EPOLLOU
                linux_EPOLLERR = EPOLLERR, linux_EPOLLHUP = EPOLLHUP, linux_EPOLLRDHUP = EPOLLRDHUP,
                linux_EPOLLET = EPOLLET, linux_EPOLLEXCLUSIVE = EPOLLEXCLUSIVE;
 
+const int linux_SOCK_STREAM = SOCK_STREAM, linux_SOCK_DGRAM = SOCK_DGRAM,
+          linux_SOCK_SEQPACKET = SOCK_SEQPACKET;
+
 int linux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
 
 int linux_epoll_add(int epoll, int fd, uint32_t events, uint64_t token) {

@@ -1,4 +1,5 @@
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-id128.h>
 #include <systemd/sd-journal.h>
+#include <systemd/sd-login.h>
 #include <systemd/sd-path.h>

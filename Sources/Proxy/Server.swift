@@ -1,31 +1,40 @@
 // Assembles the parts, starts them in order, watches over them, and ends them. The table of
-// contents: a connection's life is Listen/Accepting, Dial/Dialling, Relay/Relay, Close/Closing.
+// contents: a connection's life is Listen/Accepting, Dial/Dialling, Relay/Relay, Close/Closing;
+// the end of the service is Close/Draining.
 
 import Glibc
 
-/// One run of the proxy, from its start to the end of its drain.
+/// One run of the proxy, from its start to the end of its drain. Its thread is the supervisor's:
+/// it waits for signals and speaks to the service manager.
 public final class Server {
-    private let options: Options
+    let options: Options
+    let shared: Shared
     private let signals: Signals
-    private let shared: Shared
-    private let routes: [Route]
-    private var listeners: [Listener]
+    private let startup: Startup
+    private(set) var routes: [Route]
+    var listeners: [Listener]
     private let metrics: MetricsEndpoint
-    private let metricsAddress: SocketAddress?
-    private var workers: [Worker] = []
+    private(set) var workers: [Worker] = []
     private let mostWorkers: Int
     private var newestWorkerAt = Instant.now()
+    var notifier = Notifier()
+    private var watchdog: Watchdog?
+    private var nextStatusAt = Instant.now()
 
     /// Descriptors that the proxy opens for itself: standard streams, epolls and event counters,
     /// the metrics' listener and loop.
     private static let ownDescriptors = 32
 
-    /// Opens the listening sockets and makes everything ready; nothing is accepted yet.
+    /// Takes over or opens the listening sockets and makes everything ready; nothing is accepted
+    /// yet.
     ///
     /// To be called before the process has a second thread, for it blocks signals.
     public init(_ options: Options) throws(StartError) {
         self.options = options
         mostWorkers = options.workers ?? Processors.available()
+        startup = try Startup(options)
+        routes = startup.routes
+        listeners = startup.listeners
         let shared: Shared
         do throws(SystemError) {
             signals = try Signals()
@@ -35,52 +44,28 @@ public final class Server {
                     limit: DescriptorBudget.raiseLimit(), inUse: Self.ownDescriptors),
                 admission: AdmissionLimit(limit: options.connectionsMax))
         } catch {
-            throw StartError(description: "cannot start: \(error)")
+            throw StartError(description: "cannot start: \(error)", code: error.code)
         }
         self.shared = shared
-        routes = [
-            Route(
-                name: "default", index: 0, targets: [options.target],
-                connectTimeout: options.connectTimeout, idleTimeout: options.idleTimeout,
-                admission: AdmissionLimit(limit: nil), log: options.logConnections,
-                patient: false)
-        ]
-        var listeners: [Listener] = []
-        try Binding.open(options.listen, option: "--listen") { socket throws(StartError) in
-            do throws(SystemError) {
-                listeners.append(try Listener(socket, routeIndex: 0, isInherited: false))
-            } catch {
-                throw StartError(description: "cannot listen: \(error)")
-            }
-        }
-        self.listeners = listeners
-        (metrics, metricsAddress) = try Self.openMetrics(
-            options.metrics, shared, routeNames: routes.map(\.name))
+        metrics = Self.makeMetrics(startup.metrics, shared, routeNames: routes.map(\.name))
+        watchdog = Notifier.watchdogInterval().map { Watchdog(limit: $0, now: .now()) }
     }
 
-    private static func openMetrics(
-        _ endpoint: Endpoint?, _ shared: Shared, routeNames: [String]
-    ) throws(StartError) -> (MetricsEndpoint, SocketAddress?) {
-        var descriptors: [CInt] = []
-        if let endpoint {
-            try Binding.open(endpoint, option: "--metrics") { socket throws(StartError) in
-                descriptors.append(socket.release())
-            }
-        }
-        let address = descriptors.first.flatMap { try? Socket.localAddress($0) }
+    private static func makeMetrics(
+        _ descriptors: [CInt], _ shared: Shared, routeNames: [String]
+    ) -> MetricsEndpoint {
         let scrapes = ScrapeCounts()
         let page = MetricsPage(
             shared: shared, routeNames: routeNames, process: ProcessMetrics(), scrapes: scrapes,
             id: UUID.random())
         let log = shared.log
-        let metrics = MetricsEndpoint(
+        return MetricsEndpoint(
             listeningOn: descriptors, scrapes: scrapes,
             reportAcceptError: { code in
                 let error = SystemError(call: "accept", code: code)
                 log.line(.warning, .metricsFailed, "metrics: \(error)")
             },
             page: { page.write($0) })
-        return (metrics, address)
     }
 
     // MARK: Run
@@ -89,50 +74,62 @@ public final class Server {
     /// connections were cut.
     public func run() throws(StartError) -> Int32 {
         shared.log.start()
-        try startMetrics()
+        let metricsAddress = startup.metrics.first.flatMap { try? Socket.localAddress($0) }
+        if metricsAddress != nil {
+            do {
+                try metrics.start()
+            } catch {
+                throw StartError(description: "cannot serve metrics: \(error)")
+            }
+        }
         try startWorker()
         for worker in workers { worker.mailbox.post(.listen(listeners)) }
-        sayStarted()
+        if let connection = startup.connection {
+            workers[0].mailbox.post(.adopt(connection, routeIndex: routes.count - 1))
+        }
+        sayStarted(metricsAddress)
         warnOfUnresolved()
+        notifier.ready()
+        return finish(serve())
+    }
 
+    /// Watches until it is time to end, drains, and returns the exit status.
+    private func serve() -> Int32 {
         while true {
-            let received = signals.wait(orFor: shared.notice, milliseconds: watchInterval())
-            if received.contains(where: { $0 == SIGTERM || $0 == SIGINT }) {
-                return finish(drain(isUrgent: received.filter { $0 != SIGHUP }.count > 1))
-            }
-            if shared.takeBusy() { addWorker() }
-            watchDescriptors()
-            if isIdleTooLong() { return finish(drain(isUrgent: false)) }
+            let received = wait(until: idleDeadline())
+            let ends = received.filter { $0 == SIGTERM || $0 == SIGINT }
+            if !ends.isEmpty { return drain(isUrgent: ends.count > 1) }
+            if received.contains(SIGHUP) { reload() }
+            if hasServedItsPurpose() { return drain(isUrgent: false) }
         }
     }
 
-    /// Milliseconds until there is something to look at even if nothing happens.
-    private func watchInterval() -> CInt {
-        if shared.isOutOfDescriptors { return 250 }
-        guard let idleTime = options.exitIdleTime, isActivated else { return -1 }
-        let since = shared.admission.count > 0 ? Instant.now() : shared.lastConnectionEnd
-        let at = since.advanced(by: idleTime)
-        return CInt(clamping: at.nanoseconds(since: Instant.now()) / 1_000_000 + 1)
+    private func finish(_ status: Int32) -> Int32 {
+        metrics.stop()
+        shared.log.close()
+        return status
     }
 
-    private func startMetrics() throws(StartError) {
-        guard metricsAddress != nil else { return }
-        do {
-            try metrics.start()
-        } catch {
-            throw StartError(description: "cannot serve metrics: \(error)")
+    private func sayStarted(_ metricsAddress: SocketAddress?) {
+        for problem in startup.problems {
+            shared.log.line(.error, .routeRefused, problem)
         }
-    }
-
-    private func sayStarted() {
-        let places = listeners.map(\.address.description).joined(separator: ", ")
-        let scrape = metricsAddress.map { address in
+        let places = listeners.map { listener in
+            let route = routes[listener.routeIndex]
+            let targets = route.targets.map(\.endpoint.description)
+            let target = route.isRefused ? "nowhere" : targets.joined(separator: ", ")
+            return startup.isActivated
+                ? "\(listener.address) (\(route.name) to \(target))"
+                : "\(listener.address), target \(target)"
+        }
+        let metrics = metricsAddress.map { address in
             address.isUnix ? "metrics on \(address)" : "metrics on http://\(address)/metrics"
         }
+        let what = places.isEmpty ? "relaying one connection" : "listening on "
         shared.log.line(
             .notice, .started,
-            "tcp-metrics-proxy \(proxyVersion) listening on \(places), target \(options.target), "
-                + (scrape ?? "no metrics"))
+            "tcp-metrics-proxy \(proxyVersion) \(what)\(places.joined(separator: "; ")), "
+                + (metrics ?? "no metrics"))
     }
 
     /// A name that is not known yet may be later: each connection asks again.
@@ -159,14 +156,14 @@ public final class Server {
             workers.append(worker)
             worker.start()
         } catch {
-            throw StartError(description: "cannot start a worker: \(error)")
+            throw StartError(description: "cannot start a worker: \(error)", code: error.code)
         }
     }
 
     /// One more worker, if there may be one: those that run have more to do than they can.
     private func addWorker() {
         let now = Instant.now()
-        guard workers.count < mostWorkers,
+        guard workers.count < mostWorkers, !shared.isDraining,
             now.nanoseconds(since: newestWorkerAt) > 2 * LoadWindow.length
         else { return }
         newestWorkerAt = now
@@ -182,84 +179,129 @@ public final class Server {
 
     // MARK: Watching
 
+    /// Waits for a signal or a moment, and meanwhile does what is to be done in between: answers
+    /// the watchdog, refreshes the status, starts workers.
+    ///
+    /// - Returns: the signals that have come, possibly none.
+    func wait(until deadline: Instant?) -> [CInt] {
+        let now = Instant.now()
+        var until = deadline ?? Instant(nanoseconds: .max)
+        if let watchdog { until = min(until, watchdog.nextAt) }
+        if shared.isOutOfDescriptors { until = min(until, now.advanced(by: .milliseconds(250))) }
+        if notifier.isActive && !shared.isDraining {
+            if shared.admission.count > 0 || !isStatusFresh {
+                until = min(until, nextStatusAt)
+            } else {
+                shared.supervisorSleeps()
+                // A client that came before the line above has woken nobody.
+                if shared.admission.count > 0 { until = min(until, nextStatusAt) }
+            }
+        }
+        let span = until.nanoseconds(since: now)
+        let milliseconds = until.nanoseconds == .max ? -1 : CInt(clamping: span / 1_000_000 + 1)
+        let received = signals.wait(
+            orFor: shared.notice, milliseconds: until <= now ? 0 : milliseconds)
+        if shared.takeBusy() { addWorker() }
+        watchDescriptors()
+        feedWatchdog()
+        if !shared.isDraining { refreshStatus() }
+        return received
+    }
+
+    private var isStatusFresh: Bool { Instant.now() < nextStatusAt }
+
+    private func refreshStatus() {
+        let now = Instant.now()
+        guard notifier.isActive, now >= nextStatusAt else { return }
+        nextStatusAt = now.advanced(by: .seconds(1))
+        let sets = shared.counterSets
+        func total(_ value: (RouteCounters) -> UInt64) -> UInt64 {
+            sets.reduce(0) { sum, set in set.routes.reduce(sum) { $0 &+ value($1) } }
+        }
+        let refused = routes.filter(\.isRefused).count
+        notifier.status(
+            Status.serving(
+                open: shared.admission.count, served: total { $0.accepted.value },
+                routes: routes.count - refused, refused: refused,
+                bytesIn: total { $0.bytesIn.value }, bytesOut: total { $0.bytesOut.value }))
+    }
+
+    private func feedWatchdog() {
+        let allAnswered = workers.allSatisfy(\.hasAnswered)
+        switch watchdog?.next(now: .now(), allAnswered: allAnswered) {
+        case .tellAndPing:
+            notifier.watchdog()
+            for worker in workers { worker.ping() }
+        case .ping: for worker in workers { worker.ping() }
+        case .keepSilent, nil: break
+        }
+    }
+
     private func watchDescriptors() {
         guard shared.isOutOfDescriptors, shared.descriptors.hasRoom else { return }
         if DescriptorBudget.kernelHasRoom() { shared.descriptorsCameBack() }
     }
 
-    /// True exactly when --exit-idle-time= is over; it counts only where systemd can start the
+    /// When --exit-idle-time= is over at the earliest; it counts only where systemd can start the
     /// proxy again.
-    private func isIdleTooLong() -> Bool {
-        guard let idleTime = options.exitIdleTime, isActivated, shared.admission.count == 0
-        else { return false }
+    private func idleDeadline() -> Instant? {
+        guard let idleTime = options.exitIdleTime, startup.isActivated else { return nil }
+        let since = shared.admission.count > 0 ? Instant.now() : shared.lastConnectionEnd
+        return since.advanced(by: idleTime)
+    }
+
+    /// True exactly when nothing more is to come: the one connection that was passed has ended,
+    /// or there was none for --exit-idle-time=.
+    private func hasServedItsPurpose() -> Bool {
+        guard startup.isActivated, shared.admission.count == 0 else { return false }
+        if listeners.isEmpty { return shared.counterSets.contains { $0.hasEndedAny } }
+        guard let idleTime = options.exitIdleTime else { return false }
         return Instant.now() >= shared.lastConnectionEnd.advanced(by: idleTime)
     }
 
-    private var isActivated: Bool { listeners.contains(where: \.isInherited) }
+    // MARK: Reload
 
-    // MARK: The end
-
-    private func finish(_ status: Int32) -> Int32 {
-        metrics.stop()
-        shared.log.close()
-        return status
-    }
-
-    /// Stops accepting, waits for what is open, and returns the exit status.
-    private func drain(isUrgent: Bool) -> Int32 {
-        shared.beginDraining()
-        for worker in workers { worker.mailbox.post(.drain) }
-        closeListeners()
-        var drain = Drain(startedAt: Instant.now(), timeout: options.drainTimeout)
-        var cutBy: CloseReason? = isUrgent ? .stopped : nil
-        while cutBy == nil {
-            let now = Instant.now()
-            let open = shared.admission.count
-            var until = now
-            switch drain.next(now: now, open: open) {
-            case .finished:
-                shared.log.line(.notice, .drainEnded, "drained: every connection has ended")
-                return 0
-            case .cut: cutBy = .drainTimeout
-            case .report(let next):
-                let seconds = now.nanoseconds(since: drain.startedAt) / 1_000_000_000
-                shared.log.line(
-                    .notice, seconds == 0 ? .drainBegan : .drainProgress,
-                    "draining: \(open) \(open == 1 ? "connection" : "connections") left"
-                        + (seconds == 0 ? "" : " after \(seconds) s"))
-                until = next
-            case .wait(let next): until = next
-            }
-            if cutBy != nil { break }
-            let milliseconds = CInt(clamping: until.nanoseconds(since: now) / 1_000_000 + 1)
-            let received = signals.wait(orFor: shared.notice, milliseconds: milliseconds)
-            if received.contains(where: { $0 == SIGTERM || $0 == SIGINT }) { cutBy = .stopped }
+    /// Reads the routes again. What is wrong keeps its last good form.
+    private func reload() {
+        notifier.reloading()
+        defer { notifier.ready() }
+        guard let table = startup.table else {
+            shared.log.line(
+                .notice, .routesReloaded,
+                "nothing to reload: the route comes from the command line")
+            return shared.countReload(succeeded: true)
         }
-        return cut(cutBy ?? .stopped)
-    }
-
-    /// Ends what is left.
-    private func cut(_ reason: CloseReason) -> Int32 {
-        let open = shared.admission.count
-        for worker in workers { worker.mailbox.post(.cut(reason)) }
-        let limit = Instant.now().advanced(by: .seconds(1))  // a worker may be stuck
-        while shared.admission.count > 0 && Instant.now() < limit {
-            _ = signals.wait(orFor: shared.notice, milliseconds: 100)
+        let passed = zip(startup.descriptorNames, startup.listeners).map {
+            (name: $0, address: $1.address)
         }
-        let why = reason == .drainTimeout ? "the drain timeout is over" : "a second signal came"
-        shared.log.line(
-            .warning, .drainEnded,
-            "\(why): cut \(open) \(open == 1 ? "connection" : "connections")")
-        return open == 0 ? 0 : 1
-    }
-
-    /// Closes the sockets of our own once no worker uses them, so that the port refuses.
-    private func closeListeners() {
-        let limit = Instant.now().advanced(by: .seconds(1))
-        while workers.contains(where: { !$0.hasStoppedListening }) && Instant.now() < limit {
-            shared.notice.wait(milliseconds: 10)
+        let (definitions, diagnostics) = table.routes(for: passed)
+        for (listener, definition) in zip(startup.listeners, definitions) {
+            let old = routes[listener.routeIndex]
+            guard let settings = definition.settings, definition.name == old.name else { continue }
+            let new = Route(
+                name: old.name, index: old.index, settings: settings, isActivated: true,
+                replacing: old)
+            routes[old.index] = new
+            for worker in workers { worker.mailbox.post(.replace(new)) }
         }
-        for listener in listeners { listener.unlinkPath() }
-        listeners.removeAll()
+        let errors = diagnostics.filter { $0.severity == .error }
+        for diagnostic in diagnostics {
+            shared.log.line(
+                diagnostic.severity == .error ? .error : .warning, .reloadFailed,
+                diagnostic.description)
+        }
+        shared.countReload(succeeded: errors.isEmpty)
+        nextStatusAt = .now()
+        if errors.isEmpty {
+            shared.log.line(
+                .notice, .routesReloaded,
+                "reloaded \(Status.count(routes.count, "route")): new connections follow them")
+        } else {
+            shared.log.line(
+                .error, .reloadFailed,
+                "reload failed for \(Status.count(errors.count, "problem")): "
+                    + "the routes concerned stay as they were")
+        }
+        warnOfUnresolved()
     }
 }

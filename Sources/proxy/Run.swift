@@ -1,3 +1,4 @@
+import Glibc
 import Proxy
 
 /// Runs the proxy until it has drained, and returns the exit status.
@@ -6,6 +7,7 @@ func run(_ options: Options) -> Int32 {
         return try Server(options).run()
     } catch {
         complain(error.description)
+        StartFailure.tellManager(error)
         return 1
     }
 }

@@ -15,6 +15,9 @@
 extern const uint32_t linux_EPOLLIN, linux_EPOLLPRI, linux_EPOLLOUT, linux_EPOLLERR, linux_EPOLLHUP,
     linux_EPOLLRDHUP, linux_EPOLLET, linux_EPOLLEXCLUSIVE;
 
+// An enumeration in Glibc, which may end up in one Clang module or another.
+extern const int linux_SOCK_STREAM, linux_SOCK_DGRAM, linux_SOCK_SEQPACKET;
+
 int linux_epoll_create(void);
 int linux_epoll_add(int epoll, int fd, uint32_t events, uint64_t token);
 int linux_epoll_modify(int epoll, int fd, uint32_t events, uint64_t token);

@@ -71,8 +71,7 @@ enum Side: Sendable {
 /// `tcp_proxy_connections_rejected_total`.
 enum RejectReason: Int, LabelledCase {
     case limit
-    case noDescriptors
-    case drain
+    case noTarget  // the route is refused: its settings are wrong
 }
 
 /// How one attempt to connect failed: the label `error` of

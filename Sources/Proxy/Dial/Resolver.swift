@@ -1,5 +1,6 @@
 // Name look-ups, on threads of their own: getaddrinfo(3) may block for seconds.
 
+import CLinux
 import Glibc
 import Synchronization
 
@@ -95,7 +96,7 @@ final class Resolver: Sendable {
         host: String, port: UInt16, numeric: Bool = false, passive: Bool = false
     ) throws(LookUpError) -> [SocketAddress] {
         var hints = unsafe addrinfo()
-        unsafe hints.ai_socktype = CInt(SOCK_STREAM.rawValue)
+        unsafe hints.ai_socktype = linux_SOCK_STREAM
         unsafe hints.ai_flags = (numeric ? AI_NUMERICHOST : 0) | (passive ? AI_PASSIVE : 0)
         var list: UnsafeMutablePointer<addrinfo>? = nil
         let code = unsafe getaddrinfo(host, String(port), &hints, &list)

@@ -27,7 +27,9 @@ extension Worker {
                 if error.code != EAGAIN { acceptFailed(listener, error) }
                 return
             }
-            admit(FileDescriptor(owning: accepted.0), from: accepted.1, routeIndex: listener.routeIndex)
+            admit(
+                FileDescriptor(owning: accepted.0), from: accepted.1,
+                routeIndex: listener.routeIndex)
         }
         listeners[index].batch = min(listeners[index].batch * 2, Self.largestBatch)
     }
@@ -36,17 +38,22 @@ extension Worker {
     private static let largestBatch = 16
 
     /// Lets a client in, or turns it away at the route's or the process's limit.
-    private func admit(
+    func admit(
         _ client: consuming FileDescriptor, from address: SocketAddress, routeIndex: Int
     ) {
         let route = routes[routeIndex]
         let counters = self.counters.routes[routeIndex]
+        if route.isRefused {
+            return reject(client, counters, .noTarget, RouteTable.noTarget(route.name))
+        }
         guard shared.admission.enter() else {
-            return reject(client, counters, .limit, limit: shared.admission.limit)
+            return reject(client, counters, .limit, Self.atLimit(shared.admission.limit))
         }
         guard route.admission.enter() else {
             shared.admission.leave()
-            return reject(client, counters, .limit, limit: route.admission.limit)
+            return reject(
+                client, counters, .limit,
+                "route \(quoted(route.name)): " + Self.atLimit(route.admission.limit))
         }
         let connection = Connection(
             id: shared.nextConnectionID(), route: route, counters: counters, client: client,
@@ -55,6 +62,7 @@ extension Worker {
         counters.accepted.add(1)
         counters.active.add(1)
         self.counters.worker.connections.add(1)
+        shared.activity()
         do throws(SystemError) {
             try epoll.add(
                 connection.client.rawValue, Self.interest, token: connection.key.token(.client))
@@ -66,14 +74,16 @@ extension Worker {
 
     private func reject(
         _ client: consuming FileDescriptor, _ counters: RouteCounters, _ reason: RejectReason,
-        limit: Int
+        _ message: @autoclosure () -> String
     ) {
         Socket.resetOnClose(client.rawValue)
         counters.rejected.add(reason.rawValue)
         shared.descriptors.giveBack(2)
-        shared.log.atMostEverySecond(
-            .warning, .limitReached,
-            "limit of \(limit) connections reached: refusing clients until one ends")
+        shared.log.atMostEverySecond(.warning, .clientRefused, message())
+    }
+
+    private static func atLimit(_ limit: Int) -> String {
+        "limit of \(limit) connections reached: refusing clients until one ends"
     }
 
     // MARK: No room

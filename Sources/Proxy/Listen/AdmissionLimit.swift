@@ -51,8 +51,8 @@ final class DescriptorBudget: Sendable {
 
     /// True exactly when there is room again for some connections at once, not just for one.
     var hasRoom: Bool {
-        used.load(ordering: .relaxed) + max(16, total / 10) <= total || total < 64
-            && used.load(ordering: .relaxed) + 2 <= total - forPipes
+        let wanted = total < 64 ? 2 : max(16, total / 10)
+        return used.load(ordering: .relaxed) + wanted <= total - forPipes
     }
 
     func giveBack(_ count: Int) { used.wrappingSubtract(count, ordering: .relaxed) }

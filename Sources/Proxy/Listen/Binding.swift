@@ -4,7 +4,15 @@ import Glibc
 
 /// Why the proxy could not start: one line for its user.
 public struct StartError: Error, CustomStringConvertible {
+    /// The line.
     public let description: String
+    /// The errno behind it; 0 if there is none.
+    public let code: CInt
+
+    init(description: String, code: CInt = 0) {
+        self.description = description
+        self.code = code
+    }
 }
 
 enum Binding {
@@ -37,7 +45,8 @@ enum Binding {
         if bound == 0 || (refusal?.code == EADDRINUSE), let refusal {
             throw StartError(
                 description: "\(option) \(quoted(endpoint.description)): cannot listen: "
-                    + refusal.message + advice(refusal.code))
+                    + refusal.message + advice(refusal.code),
+                code: refusal.code)
         }
         while let socket = sockets.popLast() { try use(FileDescriptor(owning: socket)) }
     }

@@ -2,7 +2,6 @@
 
 import CLinux
 
-
 /// A socket that accepts connections for one route.
 final class Listener: Sendable {
     let socket: FileDescriptor

@@ -15,17 +15,26 @@ final class Route: Sendable {
     /// True exactly when a target that refuses may still be starting: under socket activation.
     let patient: Bool
 
+    /// - Parameter settings: nil for a route that is refused: its clients are turned away.
+    /// - Parameter old: the form that this one replaces.
     init(
-        name: String, index: Int, targets: [Endpoint], connectTimeout: Duration?,
-        idleTimeout: Duration?, admission: AdmissionLimit, log: LogConnections, patient: Bool
+        name: String, index: Int, settings: RouteSettings?, isActivated: Bool,
+        replacing old: Route? = nil
     ) {
         self.name = name
         self.index = index
-        self.targets = targets.map(Target.init)
-        self.connectTimeout = connectTimeout
-        self.idleTimeout = idleTimeout
-        self.admission = admission
-        self.log = log
-        self.patient = patient
+        targets = (settings?.targets ?? []).map(Target.init)
+        connectTimeout = settings?.connectTimeout
+        idleTimeout = settings?.idleTimeout
+        if let old, old.admission.limit == AdmissionLimit(limit: settings?.connectionsMax).limit {
+            admission = old.admission
+        } else {
+            admission = AdmissionLimit(limit: settings?.connectionsMax)
+        }
+        log = settings?.logConnections ?? Options.defaultLogConnections
+        patient = isActivated
     }
+
+    /// True exactly when the route leads nowhere, for its settings are wrong.
+    var isRefused: Bool { targets.isEmpty }
 }

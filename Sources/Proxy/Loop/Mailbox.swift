@@ -14,8 +14,10 @@ enum Command: Sendable {
     case resolved(SlabKey, [SocketAddress])
     /// A route's new form, for new connections.
     case replace(Route)
-    /// Show that the loop is alive.
-    case ping(@Sendable () -> Void)
+    /// Relay a client that systemd has accepted, on that route.
+    case adopt(CInt, routeIndex: Int)
+    /// Show that the loop is alive, and how old its oldest connection is.
+    case ping
 }
 
 /// A queue of commands that wakes its reader.

@@ -12,8 +12,11 @@ final class Shared: Sendable {
     let notice: EventCounter
     private let lastID = Atomic<UInt64>(0)
     private let busy = Atomic<Bool>(false)
+    private let sleeps = Atomic<Bool>(false)
     private let exhausted = Atomic<Bool>(false)
     private let draining = Atomic<Bool>(false)
+    private let goodReloads = Atomic<UInt64>(0)
+    private let badReloads = Atomic<UInt64>(0)
     private let sets = Mutex<[CounterSet]>([])
     private let lastEnd = Atomic<UInt64>(Instant.now().nanoseconds)
 
@@ -40,6 +43,19 @@ final class Shared: Sendable {
 
     func beginDraining() { draining.store(true, ordering: .relaxed) }
 
+    /// How often the routes were read again, and what came of it.
+    var reloads: (succeeded: UInt64, failed: UInt64) {
+        (goodReloads.load(ordering: .relaxed), badReloads.load(ordering: .relaxed))
+    }
+
+    func countReload(succeeded: Bool) {
+        if succeeded {
+            goodReloads.wrappingAdd(1, ordering: .relaxed)
+        } else {
+            badReloads.wrappingAdd(1, ordering: .relaxed)
+        }
+    }
+
     // MARK: Load
 
     /// A worker has more to do than it can.
@@ -51,6 +67,17 @@ final class Shared: Sendable {
     func takeBusy() -> Bool { busy.exchange(false, ordering: .relaxed) }
 
     // MARK: Idleness
+
+    /// Wakes the supervisor if it sleeps: there is something new to tell the manager.
+    @inline(__always)
+    func activity() {
+        if sleeps.load(ordering: .relaxed), sleeps.exchange(false, ordering: .relaxed) {
+            notice.signal()
+        }
+    }
+
+    /// The supervisor has nothing to look at until a client comes.
+    func supervisorSleeps() { sleeps.store(true, ordering: .relaxed) }
 
     func connectionEnded(at now: Instant) { lastEnd.store(now.nanoseconds, ordering: .relaxed) }
 

@@ -10,6 +10,11 @@ import Synchronization
 struct CounterSet: Sendable {
     let worker = WorkerCounters()
     let routes: [RouteCounters]
+
+    /// True exactly when a connection has ended, or was refused.
+    var hasEndedAny: Bool {
+        routes.contains { $0.duration.counts.contains { $0 > 0 } || $0.rejected.total > 0 }
+    }
 }
 
 @safe final class Worker: @unchecked Sendable {
@@ -19,6 +24,8 @@ struct CounterSet: Sendable {
     let mailbox: Mailbox
     let counterSet: CounterSet
     private let stoppedListening = Atomic<Bool>(false)
+    private let answered = Atomic<Bool>(true)
+    private let oldest = Atomic<UInt64>(.max)
 
     // Only on the worker's own thread, which is started once, by `start`.
     let epoll: Epoll
@@ -70,6 +77,20 @@ struct CounterSet: Sendable {
     /// True exactly when the worker has taken note of `.drain`: it accepts no more.
     var hasStoppedListening: Bool { stoppedListening.load(ordering: .acquiring) }
 
+    /// Asks for a sign of life; `hasAnswered` tells when it has come.
+    func ping() {
+        answered.store(false, ordering: .relaxed)
+        mailbox.post(.ping)
+    }
+
+    var hasAnswered: Bool { answered.load(ordering: .acquiring) }
+
+    /// When the oldest connection was accepted, as of the last ping; nil if there was none.
+    var oldestConnection: Instant? {
+        let nanoseconds = oldest.load(ordering: .relaxed)
+        return nanoseconds == .max ? nil : Instant(nanoseconds: nanoseconds)
+    }
+
     /// Starts the worker's thread. It ends with the process.
     func start() { startThread("worker-\(number)") { self.run() } }
 
@@ -91,6 +112,15 @@ struct CounterSet: Sendable {
                 shared.workerIsBusy()
             }
         }
+    }
+
+    /// Relays a client that systemd has accepted.
+    private func adopt(_ client: consuming FileDescriptor, routeIndex: Int) {
+        _ = linux_set_nonblocking(client.rawValue)
+        let address = (try? Socket.peerAddress(client.rawValue)) ?? .unnamed
+        if !address.isUnix { Socket.prepareForRelay(client.rawValue) }
+        _ = shared.descriptors.takeForConnection()
+        admit(client, from: address, routeIndex: routeIndex)
     }
 
     private func timeout() -> CInt {
@@ -238,7 +268,12 @@ struct CounterSet: Sendable {
                 take(resolved(connection, addresses), connection)
             }
         case .replace(let route): routes[route.index] = route
-        case .ping(let answer): answer()
+        case .adopt(let descriptor, let routeIndex):
+            adopt(FileDescriptor(owning: descriptor), routeIndex: routeIndex)
+        case .ping:
+            oldest.store(
+                connections.all.map(\.acceptedAt.nanoseconds).min() ?? .max, ordering: .relaxed)
+            answered.store(true, ordering: .releasing)
         }
     }
 }

@@ -71,4 +71,6 @@ final class WorkerCounters: Sendable {
     func add(_ index: Int, _ amount: UInt64 = 1) { unsafe cells[index].add(amount) }
 
     func value(_ index: Int) -> UInt64 { unsafe cells[index].value }
+
+    var total: UInt64 { (0..<count).reduce(0) { $0 &+ value($1) } }
 }

@@ -149,7 +149,7 @@ final class MetricsConnection: ChannelDuplexHandler {
         if queue.count >= service.limits.queuedRequests { request.keepAlive = false }
         if !request.keepAlive { ignoresInput = true }
         queue.append(request)
-        if phase != .answering { answerNext() }
+        if phase != .answering { answerSoon() }
     }
 
     /// Answers what was asked before, then `reply`, and closes.
@@ -183,9 +183,14 @@ final class MetricsConnection: ChannelDuplexHandler {
 
     // MARK: Answers
 
-    private func answerNext() {
-        guard phase != .closed, let context, let request = queue.popFirst() else { return }
+    /// Not at once, so that clients with many requests take turns.
+    private func answerSoon() {
         enter(.answering, for: service.limits.answerTimeout)
+        context?.eventLoop.assumeIsolated().execute { self.answerNext() }
+    }
+
+    private func answerNext() {
+        guard phase == .answering, let context, let request = queue.popFirst() else { return }
         let isPage = if case .page = request.reply { true } else { false }
         if isPage { service.scrapes.begin() }
 
@@ -211,8 +216,7 @@ final class MetricsConnection: ChannelDuplexHandler {
         if !keepAlive || (inputEnded && queue.isEmpty) {
             end(context)
         } else if !queue.isEmpty {
-            // Later, so that a client with many requests takes turns with the others.
-            context.eventLoop.assumeIsolated().execute { self.answerNext() }
+            answerSoon()
         } else if current != nil || mayHoldMore {
             enter(.reading, for: service.limits.requestTimeout)
             releaseRead(context)

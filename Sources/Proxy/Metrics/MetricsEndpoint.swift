@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import NIOCore
 import NIOPosix
@@ -28,6 +29,8 @@ final class MetricsEndpoint: Sendable {
         var headerFields = 100
         /// Bytes of a body; nothing here has a use for one.
         var bodyBytes = 64 * 1024
+        /// Bytes of one read. All requests in it are answered before anybody else is heard.
+        var readBytes = 4 * 1024
         /// Requests of one client that wait for their answers; after that many it is sent away.
         var queuedRequests = 1024
         /// Bytes that the kernel holds of each client's input.
@@ -102,8 +105,10 @@ final class MetricsEndpoint: Sendable {
         self.page = page
     }
 
-    /// Starts the thread and begins to accept. The thread has the caller's signal mask.
+    /// Starts the thread and begins to accept; does nothing if there is nothing to listen on. The
+    /// thread has the caller's signal mask.
     func start() throws {
+        guard !descriptors.isEmpty else { return }
         try running.withLock { running in
             guard running == nil else { throw Failure.alreadyStarted }
             for descriptor in descriptors where !isListening(descriptor) {
@@ -130,7 +135,7 @@ final class MetricsEndpoint: Sendable {
 
     private func makeServer(on loop: any EventLoop) -> NIOLoopBound<Server> {
         let service = MetricsService(
-            limits: limits, scrapes: scrapes, descriptor: descriptors.first ?? -1, page: page,
+            limits: limits, scrapes: scrapes, descriptor: descriptors[0], page: page,
             reportAcceptError: reportAcceptError)
         let listeners = descriptors.map {
             MetricsListener(adopting: $0, service: service, loop: loop)
@@ -147,5 +152,5 @@ private func isListening(_ descriptor: CInt) -> Bool {
         let result = unsafe getsockopt(descriptor, SOL_SOCKET, name, &value, &length)
         return result == 0 ? value : nil
     }
-    return option(SO_ACCEPTCONN) == 1 && option(SO_TYPE) == CInt(SOCK_STREAM.rawValue)
+    return option(SO_ACCEPTCONN) == 1 && option(SO_TYPE) == linux_SOCK_STREAM
 }

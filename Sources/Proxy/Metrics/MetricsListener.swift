@@ -112,7 +112,7 @@ final class MetricsListener {
             .childChannelOption(
                 .recvAllocator,
                 value: AdaptiveRecvByteBufferAllocator(
-                    minimum: 512, initial: 1024, maximum: limits.headBytes)
+                    minimum: 512, initial: 1024, maximum: limits.readBytes)
             )
             .childChannelOption(.socketOption(.so_rcvbuf), value: limits.receiveBuffer)
     }

@@ -187,6 +187,12 @@ struct MetricsPage: Sendable {
             "tcp_proxy_log_records_dropped_total",
             help: "Log records of connections dropped because the log could not keep up."
         ) { $0.sample(sum { $0.recordsDropped.value }) }
+        page.counter(
+            "tcp_proxy_config_reloads_total", help: "Times that the routes were read again."
+        ) { samples in
+            samples.sample(["result": "success"], shared.reloads.succeeded)
+            samples.sample(["result": "failure"], shared.reloads.failed)
+        }
         page.gauge("tcp_proxy_draining", help: "1 while the proxy ends, else 0.") {
             $0.sample(shared.isDraining ? 1 : 0)
         }

@@ -198,9 +198,10 @@ extension Endpoint {
         var address = text
         if let percent = text.utf8.firstIndex(of: UInt8(ascii: "%")) {
             let scope = text[percent...].dropFirst()
-            // An interface name, as the kernel's dev_valid_name() has it: IFNAMSIZ is 16.
+            // An interface's name or number. The kernel's dev_valid_name() also lets bytes through
+            // that would garble a log; IFNAMSIZ is 16.
             guard (1...15).contains(scope.utf8.count),
-                !scope.utf8.contains(where: { isSpace($0) || "/:%".utf8.contains($0) })
+                scope.utf8.allSatisfy({ (0x21..<0x7F).contains($0) && !"/:%".utf8.contains($0) })
             else { return false }
             address = text[..<percent]
         }

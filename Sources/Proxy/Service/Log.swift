@@ -15,7 +15,8 @@ enum Priority: Int, Sendable {
 enum LogEvent: String, CaseIterable, Sendable {
     case started, connectionEnded, connectionFailed
     case drainBegan, drainProgress, drainEnded
-    case limitReached, acceptFailed, descriptorsExhausted, descriptorsBack
+    case routeRefused, routesReloaded, reloadFailed
+    case clientRefused, acceptFailed, descriptorsExhausted, descriptorsBack
     case targetUnresolved, workerStarted, metricsFailed
 }
 
@@ -73,7 +74,9 @@ final class Log: Sendable {
     }
 
     /// Like `line`, but says nothing if the same event was told of within the last second.
-    func atMostEverySecond(_ priority: Priority, _ event: LogEvent, _ text: @autoclosure () -> String) {
+    func atMostEverySecond(
+        _ priority: Priority, _ event: LogEvent, _ text: @autoclosure () -> String
+    ) {
         let now = Instant.now()
         let isNew = state.withLock { state in
             if let last = state.lastSaid[event], now.nanoseconds(since: last) < 1_000_000_000 {

@@ -147,12 +147,24 @@ enum Socket {
 
     /// The address to which a socket is bound.
     static func localAddress(_ fd: CInt) throws(SystemError) -> SocketAddress {
+        try unsafe address("getsockname") { unsafe getsockname(fd, $0, $1) }
+    }
+
+    /// The address of the peer. Throws ENOTCONN where there is none.
+    static func peerAddress(_ fd: CInt) throws(SystemError) -> SocketAddress {
+        try unsafe address("getpeername") { unsafe getpeername(fd, $0, $1) }
+    }
+
+    private static func address(
+        _ call: StaticString,
+        _ body: (UnsafeMutablePointer<sockaddr>, UnsafeMutablePointer<socklen_t>) -> CInt
+    ) throws(SystemError) -> SocketAddress {
         var storage = sockaddr_storage()
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        _ = try retrying("getsockname") {
+        _ = try retrying(call) {
             unsafe withUnsafeMutablePointer(to: &storage) { pointer in
                 unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    unsafe getsockname(fd, $0, &length)
+                    unsafe body($0, &length)
                 }
             }
         }

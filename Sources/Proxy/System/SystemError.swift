@@ -16,6 +16,7 @@ public struct SystemError: Error, Equatable, Sendable, CustomStringConvertible {
     /// The errno's symbolic name where the proxy meets it often, else its number.
     var name: String { Self.names[code] ?? "errno-\(code)" }
 
+    /// By the error alone: which call met it does not matter.
     public static func == (left: SystemError, right: SystemError) -> Bool {
         left.code == right.code
     }

@@ -1,0 +1,86 @@
+// The sockets that systemd (or inetd) passes to the process.
+
+import CLinux
+import CSystemd
+import Glibc
+
+/// Descriptors taken over at start, sorted by what they are.
+struct InheritedSockets: ~Copyable {
+    /// One descriptor with the name under which it was passed: by default its unit's name,
+    /// systemd.socket(5).
+    struct Passed: Sendable {
+        let descriptor: CInt  // owned by whoever takes the list
+        let name: String
+    }
+
+    /// Listening stream sockets for routes.
+    private(set) var listeners: [Passed] = []
+    /// Listening stream sockets for scrapes: those with the reserved name.
+    private(set) var metrics: [Passed] = []
+    /// A connected socket: `Accept=yes`, or standard input of an inetd-style service.
+    private(set) var connection: Passed?
+    /// One sentence for each descriptor that cannot be used.
+    private(set) var refused: [String] = []
+    /// True exactly when anything was passed, usable or not.
+    private(set) var isActivated = false
+
+    /// Takes the descriptors, and unsets the variables so that no child takes them again.
+    init() {
+        var names: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = nil
+        let count = unsafe sd_listen_fds_with_names(1, &names)
+        for index in 0..<max(count, 0) {
+            let descriptor = SD_LISTEN_FDS_START + index
+            var name = "unknown"
+            if let text = unsafe names?[Int(index)] {
+                name = unsafe String(cString: text)
+                unsafe free(text)
+            }
+            take(Passed(descriptor: descriptor, name: name))
+        }
+        unsafe free(names)
+        if count > 0 {
+            isActivated = true
+        } else if Self.isConnectedStream(STDIN_FILENO) {
+            isActivated = true
+            connection = Passed(descriptor: STDIN_FILENO, name: "stdin")
+        }
+    }
+
+    private mutating func take(_ passed: Passed) {
+        let fd = passed.descriptor
+        _ = linux_set_cloexec(fd)
+        if sd_is_socket(fd, AF_UNSPEC, linux_SOCK_STREAM, 1) > 0 {
+            if passed.name == Options.metricsSocketName {
+                metrics.append(passed)
+            } else {
+                listeners.append(passed)
+            }
+        } else if Self.isConnectedStream(fd), connection == nil {
+            connection = passed
+        } else {
+            refused.append(
+                "socket \(quoted(passed.name)) is \(Self.kind(fd)): "
+                    + "expected a listening stream socket (ListenStream=); it is not used")
+            _ = Glibc.close(fd)
+        }
+    }
+
+    private static func isConnectedStream(_ fd: CInt) -> Bool {
+        sd_is_socket(fd, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0
+            && (try? Socket.peerAddress(fd)) != nil
+    }
+
+    /// What a descriptor is, for a person.
+    private static func kind(_ fd: CInt) -> String {
+        if sd_is_fifo(fd, nil) > 0 { return "a FIFO" }
+        if sd_is_mq(fd, nil) > 0 { return "a message queue" }
+        if sd_is_socket(fd, AF_UNSPEC, linux_SOCK_DGRAM, -1) > 0 {
+            return "a datagram socket"
+        }
+        if sd_is_socket(fd, AF_UNSPEC, linux_SOCK_SEQPACKET, -1) > 0 {
+            return "a sequential-packet socket"
+        }
+        if sd_is_socket(fd, AF_UNSPEC, 0, -1) > 0 { return "a socket that does not listen" }
+        return "not a socket"
+    }
+}

@@ -1,0 +1,155 @@
+// Which route each inherited listener serves: pairs descriptors with .socket units.
+
+import CSystemd
+import Glibc
+
+/// What a listener's route is to be, before it is in force.
+struct RouteDefinition {
+    /// The unit's name without ".socket", or the descriptor's name where no unit describes it.
+    let name: String
+    /// nil if the route is refused: its clients are turned away until a reload mends it.
+    var settings: RouteSettings?
+}
+
+/// Reads the routes of this service from unit files and command line.
+struct RouteTable {
+    let search: UnitSearch
+    /// The unit that this process runs in; nil outside of systemd.
+    let ownUnit: String?
+    let options: Options
+
+    /// The routes for the listeners, in their order, with all that is wrong.
+    ///
+    /// Listeners of one name share a route.
+    func routes(
+        for listeners: [(name: String, address: SocketAddress)]
+    ) -> (definitions: [RouteDefinition], diagnostics: [Diagnostic]) {
+        let units = ownUnits()
+        var diagnostics: [Diagnostic] = []
+        var definitions: [RouteDefinition] = []
+        for listener in listeners {
+            let unitName = self.unit(of: listener.name, at: listener.address, among: units)
+            let (definition, problems) = definition(descriptorName: listener.name, unit: unitName)
+            definitions.append(definition)
+            for problem in problems where !diagnostics.contains(problem) {
+                diagnostics.append(problem)
+            }
+        }
+        return (definitions, diagnostics)
+    }
+
+    // MARK: Units
+
+    /// A .socket unit of ours, as far as pairing needs it.
+    struct OwnUnit {
+        let name: String
+        let descriptorName: String
+        let listens: [String]
+    }
+
+    /// The .socket units that start this service.
+    private func ownUnits() -> [OwnUnit] {
+        guard let ownUnit else { return [] }
+        var result: [OwnUnit] = []
+        for name in search.socketNames() {
+            guard let unit = search.unit(name) else { continue }
+            let socket = SocketSettings(unit)
+            let service = socket.service?.value ?? Self.defaultService(of: name)
+            guard service == ownUnit else { continue }
+            result.append(
+                OwnUnit(
+                    name: name, descriptorName: socket.fileDescriptorName?.value ?? name,
+                    listens: socket.listenStream.map(\.value)))
+        }
+        return result
+    }
+
+    static func defaultService(of socket: String) -> String {
+        socket.dropLast(".socket".count) + ".service"
+    }
+
+    /// The unit that passed a descriptor. Where several use its name, the one that listens there.
+    private func unit(
+        of descriptorName: String, at address: SocketAddress, among units: [OwnUnit]
+    ) -> String? {
+        let named = units.filter { $0.descriptorName == descriptorName }
+        if named.count > 1 {
+            let there = named.first { unit in
+                unit.listens.contains { Self.listen($0, isAt: address) }
+            }
+            if let there { return there.name }
+        }
+        if let first = named.first { return first.name }
+        // An instance of a template is on disk under the template's name only.
+        guard descriptorName.hasSuffix(".socket"), UnitSearch.template(of: descriptorName) != nil,
+            search.fragment(of: descriptorName) != nil
+        else { return nil }
+        return descriptorName
+    }
+
+    /// True exactly when the value of a ListenStream= may mean that address.
+    static func listen(_ value: String, isAt address: SocketAddress) -> Bool {
+        if let port = UInt16(value) { return address.port == port }
+        guard let endpoint = try? Endpoint(parsing: value, as: .listener) else { return false }
+        return endpoint.fixedListenAddresses?.contains(address) ?? false
+    }
+
+    // MARK: Definitions
+
+    /// The route of a descriptor: from its unit, else from the command line.
+    private func definition(
+        descriptorName: String, unit unitName: String?
+    ) -> (RouteDefinition, [Diagnostic]) {
+        let name = Self.routeName(unitName ?? descriptorName)
+        var settings = RouteSettings(defaults: options)
+        var diagnostics: [Diagnostic] = []
+        if let unitName, let unit = search.unit(unitName) {
+            let (read, problems) = RouteSettings.read(unit, defaults: options)
+            settings = read
+            diagnostics = problems
+            if problems.contains(where: { $0.severity == .error }) {
+                return (RouteDefinition(name: name, settings: nil), diagnostics)
+            }
+        }
+        if settings.targets.isEmpty { settings.targets = commandLineTargets(descriptorName, name) }
+        if settings.targets.isEmpty {
+            diagnostics.append(
+                Diagnostic(
+                    .error, file: unitName.flatMap(search.fragment(of:)) ?? descriptorName,
+                    line: nil, Self.noTarget(name)))
+            return (RouteDefinition(name: name, settings: nil), diagnostics)
+        }
+        return (RouteDefinition(name: name, settings: settings), diagnostics)
+    }
+
+    static func noTarget(_ route: String) -> String {
+        "route \(quoted(route)) has no target: expected Target= in [\(RouteSettings.section)] of "
+            + "its .socket unit, or --route \(route)=TARGET"
+    }
+
+    private func commandLineTargets(_ descriptorName: String, _ name: String) -> [Endpoint] {
+        let named = options.routes.filter { $0.name == descriptorName || $0.name == name }
+        if !named.isEmpty { return named.map(\.target) }
+        return options.isTargetExplicit ? [options.target] : []
+    }
+
+    static func routeName(_ unit: String) -> String {
+        unit.hasSuffix(".socket") ? String(unit.dropLast(".socket".count)) : unit
+    }
+
+    // MARK: This process
+
+    /// The unit that this process runs in, and whether the manager is a user's.
+    static func ownUnit() -> (name: String, isUser: Bool)? {
+        var text: UnsafeMutablePointer<CChar>? = nil
+        if unsafe sd_pid_get_user_unit(0, &text) >= 0, let name = unsafe text {
+            defer { unsafe free(name) }
+            return (unsafe String(cString: name), true)
+        }
+        if unsafe sd_pid_get_unit(0, &text) >= 0, let name = unsafe text {
+            defer { unsafe free(name) }
+            return (unsafe String(cString: name), false)
+        }
+        return nil
+    }
+}

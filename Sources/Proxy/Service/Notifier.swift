@@ -1,0 +1,66 @@
+// What the service manager is told: sd_notify(3). Only the supervisor's thread speaks.
+
+import CSystemd
+import Glibc
+
+/// Speaks to the service manager, and is silent where there is none.
+struct Notifier {
+    /// True exactly when somebody listens: $NOTIFY_SOCKET is set, be it a path or abstract.
+    let isActive: Bool
+    private var lastStatus = ""
+
+    init() { isActive = unsafe getenv("NOTIFY_SOCKET") != nil }
+
+    /// Every listener accepts.
+    func ready() { send("READY=1") }
+
+    /// New routes are being read; `ready` is to follow.
+    func reloading() {
+        send("RELOADING=1\nMONOTONIC_USEC=\(Instant.now().nanoseconds / 1000)")
+    }
+
+    func stopping() { send("STOPPING=1") }
+
+    /// A sentence for `systemctl status`; repeated only when it changes.
+    mutating func status(_ text: String) {
+        guard isActive, text != lastStatus else { return }
+        lastStatus = text
+        send("STATUS=\(text)")
+    }
+
+    /// The drain goes on: the manager is not to lose patience before that time is over.
+    func extendTimeout(_ span: Duration) {
+        send("EXTEND_TIMEOUT_USEC=\(span.nanoseconds / 1000)")
+    }
+
+    /// Every worker is alive.
+    func watchdog() { send("WATCHDOG=1") }
+
+    /// The start failed for that reason.
+    func failed(_ message: String, code: CInt) {
+        send("STATUS=\(oneLine(message))" + (code == 0 ? "" : "\nERRNO=\(code)"))
+    }
+
+    private func send(_ message: String) {
+        if isActive { _ = unsafe sd_notify(0, message) }
+    }
+
+    /// How often the manager wants a sign of life, $WATCHDOG_USEC; nil if it wants none.
+    static func watchdogInterval() -> Duration? {
+        var microseconds: UInt64 = 0
+        guard unsafe sd_watchdog_enabled(0, &microseconds) > 0 else { return nil }
+        return .microseconds(Int64(clamping: microseconds))
+    }
+}
+
+/// What follows a start that failed.
+public enum StartFailure {
+    /// Tells the service manager why. Where one would start the proxy again at once, waits a
+    /// second first: a mistake that stays must not keep a CPU busy.
+    public static func tellManager(_ error: StartError) {
+        let notifier = Notifier()
+        guard notifier.isActive else { return }
+        notifier.failed(error.description, code: error.code)
+        sleep(1)
+    }
+}
