@@ -38,7 +38,8 @@ extension Worker {
     private func log(_ connection: Connection, _ reason: CloseReason) {
         let record = ConnectionRecord(
             id: connection.id, route: connection.route, client: connection.clientAddress,
-            target: connection.targetAddress, bytesIn: connection.toTarget.half.bytes,
+            listen: connection.listenAddress, target: connection.targetAddress,
+            bytesIn: connection.toTarget.half.bytes,
             bytesOut: connection.toClient.half.bytes,
             duration: now.nanoseconds(since: connection.acceptedAt),
             connectDuration: connection.connectedAt?.nanoseconds(

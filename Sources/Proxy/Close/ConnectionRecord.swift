@@ -6,6 +6,8 @@ struct ConnectionRecord: Sendable {
     let id: UInt64
     let route: Route
     let client: SocketAddress
+    /// Where the client came in.
+    let listen: SocketAddress
     /// `.unnamed` if no address was tried.
     let target: SocketAddress
     let bytesIn: UInt64  // read from the client

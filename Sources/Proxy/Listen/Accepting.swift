@@ -28,7 +28,7 @@ extension Worker {
                 return
             }
             admit(
-                FileDescriptor(owning: accepted.0), from: accepted.1,
+                FileDescriptor(owning: accepted.0), from: accepted.1, at: listener.address,
                 routeIndex: listener.routeIndex)
         }
         listeners[index].batch = min(listeners[index].batch * 2, Self.largestBatch)
@@ -39,7 +39,8 @@ extension Worker {
 
     /// Lets a client in, or turns it away at the route's or the process's limit.
     func admit(
-        _ client: consuming FileDescriptor, from address: SocketAddress, routeIndex: Int
+        _ client: consuming FileDescriptor, from address: SocketAddress,
+        at listen: SocketAddress, routeIndex: Int
     ) {
         let route = routes[routeIndex]
         let counters = self.counters.routes[routeIndex]
@@ -57,7 +58,7 @@ extension Worker {
         }
         let connection = Connection(
             id: shared.nextConnectionID(), route: route, counters: counters, client: client,
-            address: address, now: now)
+            address: address, listen: listen, now: now)
         connections.insert(connection)
         counters.accepted.add(1)
         counters.active.add(1)

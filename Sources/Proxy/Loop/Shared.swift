@@ -104,6 +104,6 @@ final class Shared: Sendable {
     /// Says that there are descriptors again.
     func descriptorsCameBack() {
         if !exhausted.exchange(false, ordering: .relaxed) { return }
-        log.line(.notice, .descriptorsBack, "descriptors are back: accepting clients again")
+        log.line(.notice, .descriptorsRecovered, "descriptors are back: accepting clients again")
     }
 }

@@ -120,7 +120,8 @@ struct CounterSet: Sendable {
         let address = (try? Socket.peerAddress(client.rawValue)) ?? .unnamed
         if !address.isUnix { Socket.prepareForRelay(client.rawValue) }
         _ = shared.descriptors.takeForConnection()
-        admit(client, from: address, routeIndex: routeIndex)
+        let listen = (try? Socket.localAddress(client.rawValue)) ?? .unnamed
+        admit(client, from: address, at: listen, routeIndex: routeIndex)
     }
 
     private func timeout() -> CInt {

@@ -188,6 +188,10 @@ struct MetricsPage: Sendable {
             help: "Log records of connections dropped because the log could not keep up."
         ) { $0.sample(sum { $0.recordsDropped.value }) }
         page.counter(
+            "tcp_proxy_log_records_summarised_total",
+            help: "Log records of connections that are in a summary instead of their own entry."
+        ) { $0.sample(shared.log.summarised) }
+        page.counter(
             "tcp_proxy_config_reloads_total", help: "Times that the routes were read again."
         ) { samples in
             samples.sample(["result": "success"], shared.reloads.succeeded)

@@ -13,6 +13,7 @@ final class Connection {
     let route: Route
     let counters: RouteCounters
     let clientAddress: SocketAddress
+    let listenAddress: SocketAddress
     let acceptedAt: Instant
     let client: FileDescriptor
 
@@ -51,13 +52,14 @@ final class Connection {
 
     init(
         id: UInt64, route: Route, counters: RouteCounters, client: consuming FileDescriptor,
-        address: SocketAddress, now: Instant
+        address: SocketAddress, listen: SocketAddress, now: Instant
     ) {
         self.id = id
         self.route = route
         self.counters = counters
         self.client = client
         clientAddress = address
+        listenAddress = listen
         acceptedAt = now
         connectStartedAt = now
         lastMovedAt = now

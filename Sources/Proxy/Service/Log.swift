@@ -1,24 +1,8 @@
-// The log: lines on stderr, written by a thread of its own so that no worker waits for it.
+// The log: entries in the journal or lines on stderr, written by a thread of its own so that no
+// worker waits for it.
 
 import Glibc
 import Synchronization
-
-/// How urgent an entry is, as syslog(3) numbers it.
-enum Priority: Int, Sendable {
-    case error = 3
-    case warning = 4
-    case notice = 5
-    case info = 6
-}
-
-/// What an entry is about. In the journal each kind has its MESSAGE_ID.
-enum LogEvent: String, CaseIterable, Sendable {
-    case started, connectionEnded, connectionFailed
-    case drainBegan, drainProgress, drainEnded
-    case routeRefused, routesReloaded, reloadFailed
-    case clientRefused, acceptFailed, descriptorsExhausted, descriptorsBack
-    case targetUnresolved, workerStarted, metricsFailed
-}
 
 /// One worker's way to the log. Bounded: what does not fit is dropped, and counted by the worker.
 final class RecordQueue: Sendable {
@@ -46,7 +30,10 @@ final class Log: Sendable {
     /// True exactly when the log's thread waits and somebody has to wake it.
     private let isAsleep = Atomic<Bool>(false)
     private let descriptor: CInt
-    private let hasPriorities: Bool
+    /// True exactly when stderr is the journal's: entries then have fields, and a line that goes
+    /// to stderr all the same has its priority in front, sd-daemon(3).
+    private let hasJournal: Bool
+    private let summarisedCount = Atomic<UInt64>(0)
 
     /// Entries come in bursts: after each look the thread rests this long, so that a busy worker
     /// need not wake it for each.
@@ -55,12 +42,15 @@ final class Log: Sendable {
 
     init(descriptor: CInt = STDERR_FILENO) throws(SystemError) {
         self.descriptor = descriptor
-        hasPriorities = Self.isJournalStream(descriptor)
+        hasJournal = Journal.isStream(descriptor)
         wakeUp = try EventCounter()
         finished = try EventCounter()
     }
 
     func start() { startThread("log") { self.work() } }
+
+    /// Connections that are in a summary instead of their own entry.
+    var summarised: UInt64 { summarisedCount.load(ordering: .relaxed) }
 
     // MARK: Writing
 
@@ -123,10 +113,19 @@ final class Log: Sendable {
 
     // MARK: The log's thread
 
-    private func work() {
+    /// What the log's thread alone knows.
+    private struct Writer {
         var text: [UInt8] = []
+        var rate = LogRate(now: .now())
+        var summaries: [LogSummary] = []
+        var summariseAt = Instant.now()
+        var journalIsThere = false
+    }
+
+    private func work() {
+        var writer = Writer()
         while true {
-            let (wrote, isClosed) = writeQueued(&text)
+            let (wrote, isClosed) = writeQueued(&writer)
             if isClosed && !wrote { break }
             if wrote {
                 if !isClosed { wakeUp.wait(milliseconds: Self.rest) }
@@ -134,7 +133,7 @@ final class Log: Sendable {
             }
             isAsleep.store(true, ordering: .sequentiallyConsistent)
             // Whoever pushed before the store has not woken us: look once more.
-            if isEmpty { wakeUp.wait(milliseconds: -1) }
+            if isEmpty { wakeUp.wait(milliseconds: writer.summaries.isEmpty ? -1 : 1000) }
             isAsleep.store(false, ordering: .sequentiallyConsistent)
         }
         finished.signal()
@@ -150,14 +149,15 @@ final class Log: Sendable {
     /// Writes everything that waits.
     ///
     /// - Returns: whether there was anything, and whether the log is being closed.
-    private func writeQueued(_ text: inout [UInt8]) -> (wrote: Bool, isClosed: Bool) {
+    private func writeQueued(_ writer: inout Writer) -> (wrote: Bool, isClosed: Bool) {
         let (entries, queues, isClosed) = state.withLock { state in
             let entries = state.entries
             state.entries.removeAll()
             return (entries, state.queues, state.isClosed)
         }
         var wrote = !entries.isEmpty
-        for entry in entries { append(entry.priority, entry.text, to: &text) }
+        writer.journalIsThere = hasJournal && Journal.isThere
+        for entry in entries { write(entry.priority, entry.event, entry.text, [], &writer) }
         for queue in queues {
             let records = queue.records.withLock { records in
                 let taken = records
@@ -165,26 +165,69 @@ final class Log: Sendable {
                 return taken
             }
             wrote = wrote || !records.isEmpty
-            for record in records {
-                append(record.reason.isSuccess ? .info : .warning, record.line, to: &text)
-                if text.count > 1 << 16 { flush(&text) }
-            }
+            for record in records { write(record, &writer) }
         }
-        flush(&text)
+        writeSummaries(&writer, now: isClosed)
+        flush(&writer.text)
         return (wrote, isClosed)
     }
 
-    private func append(_ priority: Priority, _ line: String, to text: inout [UInt8]) {
-        if hasPriorities { text += "<\(priority.rawValue)>".utf8 }
-        text += line.utf8
-        text.append(UInt8(ascii: "\n"))
+    private func write(_ record: ConnectionRecord, _ writer: inout Writer) {
+        let isSuccess = record.reason.isSuccess
+        guard !hasJournal || writer.rate.admits(success: isSuccess, now: .now()) else {
+            return summarise(record, &writer)
+        }
+        write(
+            isSuccess ? .info : .warning, isSuccess ? .connectionEnded : .connectionFailed,
+            record.line, hasJournal ? Journal.fields(of: record) : [], &writer)
+    }
+
+    private func write(
+        _ priority: Priority, _ event: LogEvent, _ line: String,
+        _ fields: [(name: String, value: String)], _ writer: inout Writer
+    ) {
+        if writer.journalIsThere {
+            var all = [(name: "MESSAGE", value: line), ("PRIORITY", "\(priority.rawValue)")]
+            if let id = event.messageID { all.append(("MESSAGE_ID", id)) }
+            if Journal.send(all + fields) { return }
+        }
+        if hasJournal { writer.text += "<\(priority.rawValue)>".utf8 }
+        writer.text += line.utf8
+        writer.text.append(UInt8(ascii: "\n"))
+        if writer.text.count > 1 << 16 { flush(&writer.text) }
+    }
+
+    private func summarise(_ record: ConnectionRecord, _ writer: inout Writer) {
+        summarisedCount.wrappingAdd(1, ordering: .relaxed)
+        if writer.summaries.isEmpty { writer.summariseAt = Instant.now().advanced(by: .seconds(1)) }
+        let name = record.route.name
+        let index = writer.summaries.firstIndex { $0.route == name } ?? writer.summaries.count
+        if index == writer.summaries.count { writer.summaries.append(LogSummary(route: name)) }
+        writer.summaries[index].add(record)
+    }
+
+    private func writeSummaries(_ writer: inout Writer, now isLast: Bool) {
+        guard !writer.summaries.isEmpty, isLast || Instant.now() >= writer.summariseAt else {
+            return
+        }
+        for summary in writer.summaries {
+            write(
+                .notice, .connectionsSummarised, summary.line,
+                [
+                    (name: "PROXY_ROUTE", value: summary.route),
+                    ("PROXY_CONNECTIONS", "\(summary.count)"),
+                    ("PROXY_BYTES_IN", "\(summary.bytesIn)"),
+                    ("PROXY_BYTES_OUT", "\(summary.bytesOut)"),
+                ], &writer)
+        }
+        writer.summaries.removeAll()
     }
 
     private func flush(_ text: inout [UInt8]) {
         var rest = text[...]
         while !rest.isEmpty {
             let written = unsafe rest.withUnsafeBytes { bytes in
-                unsafe write(descriptor, bytes.baseAddress, bytes.count)
+                unsafe Glibc.write(descriptor, bytes.baseAddress, bytes.count)
             }
             if written > 0 {
                 rest = rest.dropFirst(written)
@@ -196,14 +239,5 @@ final class Log: Sendable {
             }
         }
         text.removeAll(keepingCapacity: true)
-    }
-
-    /// True exactly when the descriptor is the stream that $JOURNAL_STREAM names,
-    /// systemd.exec(5): then, and only then, `<N>` prefixes mean priorities.
-    private static func isJournalStream(_ descriptor: CInt) -> Bool {
-        guard let value = unsafe getenv("JOURNAL_STREAM") else { return false }
-        var status = stat()
-        guard unsafe fstat(descriptor, &status) == 0 else { return false }
-        return unsafe String(cString: value) == "\(status.st_dev):\(status.st_ino)"
     }
 }

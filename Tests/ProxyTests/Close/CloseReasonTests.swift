@@ -53,10 +53,10 @@ struct CloseReasonTests {
     @Test("a log line has everything a person greps for")
     func line() {
         let route = Route(
-            name: "web", index: 0, targets: [], connectTimeout: nil, idleTimeout: nil,
-            admission: AdmissionLimit(limit: nil), log: .all, patient: false)
+            name: "web", index: 0, settings: nil, isActivated: false)
         let record = ConnectionRecord(
             id: 7, route: route, client: .ipv4(0x7f00_0001, port: 40000),
+            listen: .ipv4(0x7f00_0001, port: 80),
             target: .ipv6(high: 0, low: 1, port: 80, scope: 0), bytesIn: 1, bytesOut: 2,
             duration: 61_005_000_000, connectDuration: nil, reason: .idleTimeout)
         #expect(

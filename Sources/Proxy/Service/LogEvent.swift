@@ -1,0 +1,38 @@
+// The kinds of log entries. In the journal each has its MESSAGE_ID, by which `journalctl` finds it
+// and the catalog (packaging/systemd/tcp-metrics-proxy.catalog) explains it.
+
+/// How urgent an entry is, as syslog(3) numbers it.
+enum Priority: Int, Sendable {
+    case error = 3
+    case warning = 4
+    case notice = 5
+    case info = 6
+}
+
+/// What an entry is about.
+enum LogEvent: CaseIterable, Sendable {
+    case started, workerStarted, metricsFailed
+    case connectionEnded, connectionFailed, connectionsSummarised
+    case clientRefused, acceptFailed, descriptorsExhausted, descriptorsRecovered
+    case targetUnresolved, routeRefused, routesReloaded, reloadFailed
+    case drainBegan, drainProgress, drainEnded
+
+    /// Random, and fixed for ever; nil for what needs no explanation.
+    var messageID: String? {
+        switch self {
+        case .started: "c6c8ae5ab1d4483aaec289bbdeb07f85"
+        case .connectionEnded: "d7e120e381d944349ab72610ed1d3b31"
+        case .connectionFailed: "144d2b525e194792ab71c692ed7ab3cd"
+        case .connectionsSummarised: "cf03da8ad1e544a0a556640619558a9c"
+        case .descriptorsExhausted: "cea029b5c5264e1aa78e13b18d5db8de"
+        case .descriptorsRecovered: "191cfb070bf74814a4ff91760ff32eca"
+        case .routeRefused: "d4cb17f6e0c64a9790e74e64a1f88897"
+        case .routesReloaded: "23cd20b960a1422aa51777930f186d21"
+        case .reloadFailed: "edf8914f53114281a31ce22b011119e9"
+        case .drainBegan: "27a6fcff101040a1b384f10bf8055a22"
+        case .drainProgress: "1ee69c10bebe46cfbafb1bda60fd9491"
+        case .drainEnded: "fcb6990f3fa845d5bb8e2fc863825d09"
+        case .workerStarted, .metricsFailed, .clientRefused, .acceptFailed, .targetUnresolved: nil
+        }
+    }
+}
