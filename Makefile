@@ -7,7 +7,12 @@
 
 SWIFT ?= swift
 PREFIX ?= /usr/local
-FLAGS := -c release --static-swift-stdlib --product proxy
+# The linker's flags are for a small process: packed relocations, nothing exported, and the C++
+# library linked in, so that fewer pages are touched at start.
+LIBRARIES := .build/static-libraries
+FLAGS := -c release --static-swift-stdlib --product proxy $(if $(JOBS),--jobs $(JOBS)) \
+    -Xswiftc -use-ld=lld -Xswiftc -L$(CURDIR)/$(LIBRARIES) -Xlinker -z -Xlinker \
+    pack-relative-relocs -Xlinker --no-export-dynamic -Xlinker --icf=all
 SOURCES := Package.swift Sources Tests
 PYTEST := /usr/bin/python3 -B -m pytest -q -p no:cacheprovider
 
@@ -26,6 +31,8 @@ all: release
 
 # The build decides itself what is out of date, so bin/proxy is always asked for.
 release: toolchain
+	@mkdir -p $(LIBRARIES)
+	@ln -sf "$$(gcc -print-file-name=libstdc++.a)" $(LIBRARIES)/
 	$(SWIFT) build $(FLAGS)
 	@mkdir -p bin
 	install -m 755 -s "$$($(SWIFT) build $(FLAGS) --show-bin-path)/proxy" bin/proxy
@@ -75,7 +82,9 @@ sanitize: setup-test
 fuzz: toolchain
 	./Tests/Fuzz/run.sh 60
 
-check-system: setup-system deb
+# Its tests have their own target: the package is built without them.
+check-system: setup-system
+	DEB_BUILD_OPTIONS="nocheck $(DEB_BUILD_OPTIONS)" $(MAKE) deb
 	$(PYTEST) Tests/System
 
 bench: release

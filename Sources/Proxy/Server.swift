@@ -32,9 +32,11 @@ public final class Server {
     public init(_ options: Options) throws(StartError) {
         self.options = options
         mostWorkers = options.workers ?? Processors.available()
-        startup = try Startup(options)
+        var startup = try Startup(options)
         routes = startup.routes
         listeners = startup.listeners
+        startup.listeners = []  // one owner: with it the port closes
+        self.startup = startup
         let shared: Shared
         do throws(SystemError) {
             signals = try Signals()
@@ -271,11 +273,11 @@ public final class Server {
                 "nothing to reload: the route comes from the command line")
             return shared.countReload(succeeded: true)
         }
-        let passed = zip(startup.descriptorNames, startup.listeners).map {
+        let passed = zip(startup.descriptorNames, listeners).map {
             (name: $0, address: $1.address)
         }
         let (definitions, diagnostics) = table.routes(for: passed)
-        for (listener, definition) in zip(startup.listeners, definitions) {
+        for (listener, definition) in zip(listeners, definitions) {
             let old = routes[listener.routeIndex]
             guard let settings = definition.settings, definition.name == old.name else { continue }
             let new = Route(
