@@ -71,7 +71,8 @@ client-test:
 
 lint: toolchain
 	$(SWIFT) format lint --strict --parallel --recursive $(SOURCES)
-	@shellcheck .ci/run packaging/install-missing packaging/try Benchmarks/setup.sh Tests/Fuzz/run.sh
+	@shellcheck .ci/run packaging/install-missing packaging/try Benchmarks/setup.sh Tests/Fuzz/run.sh \
+	    Tests/sanitize
 
 format: toolchain
 	$(SWIFT) format --in-place --parallel --recursive $(SOURCES)

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 const uint32_t linux_EPOLLIN = EPOLLIN, linux_EPOLLPRI = EPOLLPRI, linux_EPOLLOUT = EPOLLOUT,
@@ -33,8 +34,22 @@ int linux_epoll_wait(int epoll, struct epoll_event *events, int capacity, int ti
     return epoll_wait(epoll, events, capacity, timeout_ms);
 }
 
+ssize_t linux_recv(int fd, void *buffer, size_t limit, int flags) {
+    return syscall(SYS_recvfrom, fd, buffer, limit, flags, NULL, NULL);
+}
+
+ssize_t linux_send(int fd, const void *buffer, size_t count) {
+    return syscall(SYS_sendto, fd, buffer, count, MSG_NOSIGNAL, NULL, 0);
+}
+
+int linux_connect(int fd, const struct sockaddr *address, socklen_t length) {
+    return (int)syscall(SYS_connect, fd, address, length);
+}
+
+int linux_close(int fd) { return (int)syscall(SYS_close, fd); }
+
 int linux_accept4(int fd, struct sockaddr *address, socklen_t *length) {
-    return accept4(fd, address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return (int)syscall(SYS_accept4, fd, address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
 }
 
 int linux_stream_socket(int family) {
@@ -48,7 +63,7 @@ int linux_set_pipe_size(int fd, int bytes) { return fcntl(fd, F_SETPIPE_SZ, byte
 int linux_get_pipe_size(int fd) { return fcntl(fd, F_GETPIPE_SZ); }
 
 ssize_t linux_splice(int from, int to, size_t limit) {
-    return splice(from, NULL, to, NULL, limit, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    return syscall(SYS_splice, from, NULL, to, NULL, limit, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 }
 
 int linux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }

@@ -21,9 +21,11 @@ public final class Server {
     private var watchdog: Watchdog?
     private var nextStatusAt = Instant.now()
 
-    /// Descriptors that the proxy opens for itself: standard streams, epolls and event counters,
-    /// the metrics' listener and loop.
-    private static let ownDescriptors = 32
+    /// Descriptors that the proxy has open at start, and those that it will open for itself: an
+    /// epoll and an event counter for each worker and for the metrics' loop.
+    private static func ownDescriptors(workers: Int) -> Int {
+        Folder.names("/proc/self/fd").count + 8 + 2 * workers
+    }
 
     /// Takes over or opens the listening sockets and makes everything ready; nothing is accepted
     /// yet.
@@ -43,7 +45,7 @@ public final class Server {
             shared = try Shared(
                 log: try Log(), resolver: try Resolver(),
                 descriptors: DescriptorBudget(
-                    limit: DescriptorBudget.raiseLimit(), inUse: Self.ownDescriptors),
+                    limit: DescriptorBudget.raiseLimit(), inUse: Self.ownDescriptors(workers: mostWorkers)),
                 admission: AdmissionLimit(limit: options.connectionsMax))
         } catch {
             throw StartError(description: "cannot start: \(error)", code: error.code)
@@ -99,7 +101,7 @@ public final class Server {
     private func serve() -> Int32 {
         while true {
             let received = wait(until: idleDeadline())
-            let ends = received.filter { $0 == SIGTERM || $0 == SIGINT }
+            let ends = received.filter(Signals.ending.contains)
             if !ends.isEmpty { return drain(isUrgent: ends.count > 1) }
             if received.contains(SIGHUP) { reload() }
             if hasServedItsPurpose() { return drain(isUrgent: false) }
@@ -114,7 +116,7 @@ public final class Server {
 
     private func sayStarted(_ metricsAddress: SocketAddress?) {
         for problem in startup.problems {
-            shared.log.line(.error, .routeRefused, problem)
+            log(problem, problem.isError ? .routeRefused : .routeDoubtful)
         }
         let places = listeners.map { listener in
             let route = routes[listener.routeIndex]
@@ -132,6 +134,12 @@ public final class Server {
             .notice, .started,
             "tcp-metrics-proxy \(proxyVersion) \(what)\(places.joined(separator: "; ")), "
                 + (metrics ?? "no metrics"))
+    }
+
+    private func log(_ problem: RouteProblem, _ event: LogEvent) {
+        shared.log.line(
+            problem.isError ? .error : .warning, event, problem.text,
+            fields: [(name: "PROXY_ROUTE", value: problem.route)])
     }
 
     /// A name that is not known yet may be later: each connection asks again.
@@ -276,7 +284,7 @@ public final class Server {
         let passed = zip(startup.descriptorNames, listeners).map {
             (name: $0, address: $1.address)
         }
-        let (definitions, diagnostics) = table.routes(for: passed)
+        let (definitions, problems) = table.routes(for: passed)
         for (listener, definition) in zip(listeners, definitions) {
             let old = routes[listener.routeIndex]
             guard let settings = definition.settings, definition.name == old.name else { continue }
@@ -286,12 +294,8 @@ public final class Server {
             routes[old.index] = new
             for worker in workers { worker.mailbox.post(.replace(new)) }
         }
-        let errors = diagnostics.filter { $0.severity == .error }
-        for diagnostic in diagnostics {
-            shared.log.line(
-                diagnostic.severity == .error ? .error : .warning, .reloadFailed,
-                diagnostic.description)
-        }
+        let errors = problems.filter(\.isError)
+        for problem in problems { log(problem, problem.isError ? .reloadFailed : .routeDoubtful) }
         shared.countReload(succeeded: errors.isEmpty)
         nextStatusAt = .now()
         if errors.isEmpty {

@@ -164,23 +164,25 @@ def test_the_command_line_stands_in_for_a_socket_that_no_unit_describes(host: Ho
         assert said(host, TWO) == b"rest"
 
 
-def test_connections_max_makes_further_clients_wait(host: Host) -> None:
-    host.write_route("one", "127.0.0.1:3100", "Target=@one\nConnectionsMax=1")
-    host.enable("one.socket")
-    with target(host.container, "@one"):
+def test_connections_max_turns_further_clients_of_its_route_away(host: Host) -> None:
+    host.write_route("one", "127.0.0.1:3100", "Target=127.0.0.1:3001\nConnectionsMax=1")
+    host.enable(SOCKET, METRICS_SOCKET, "one.socket")
+    with target(host.container):
         first = host.container.connect(ONE)
         first.sendall(b"a")
         assert read_exactly(first, 1) == b"a"
-        second = host.container.connect(ONE)
-        second.sendall(b"b")
-        second.settimeout(0.5)
-        with pytest.raises(TimeoutError):
+        with host.container.connect(ONE) as second, pytest.raises(ConnectionResetError):
             second.recv(1)
+        with host.container.connect(LISTEN) as other:  # of another route
+            assert exchange(other) == b"ping"
         assert exchange(first) == b"ping"
         first.close()
-        second.settimeout(10)
-        assert read_exactly(second, 1) == b"b"
-        second.close()
+        host.wait_entry("CONNECTION_ENDED", "PROXY_ROUTE=one")
+        with host.container.connect(ONE) as third:
+            assert exchange(third) == b"ping"
+    rejected = "tcp_proxy_connections_rejected_total"
+    assert host.metrics().metric(rejected, route="one", reason="limit") == 1
+    assert host.metrics().metric(rejected, route=DEFAULT_ROUTE, reason="limit") == 0
 
 
 def test_idle_timeout_closes_a_silent_connection_of_its_route_alone(host: Host) -> None:

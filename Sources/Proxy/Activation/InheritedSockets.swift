@@ -19,8 +19,8 @@ struct InheritedSockets: ~Copyable {
     private(set) var metrics: [Passed] = []
     /// A connected socket: `Accept=yes`, or standard input of an inetd-style service.
     private(set) var connection: Passed?
-    /// One sentence for each descriptor that cannot be used.
-    private(set) var refused: [String] = []
+    /// One sentence for each descriptor that cannot be used, with the route that it would be.
+    private(set) var refused: [(name: String, text: String)] = []
     /// True exactly when anything was passed, usable or not.
     private(set) var isActivated = false
 
@@ -58,9 +58,10 @@ struct InheritedSockets: ~Copyable {
         } else if Self.isConnectedStream(fd), connection == nil {
             connection = passed
         } else {
-            refused.append(
+            let text =
                 "socket \(quoted(passed.name)) is \(Self.kind(fd)): "
-                    + "expected a listening stream socket (ListenStream=); it is not used")
+                + "expected a listening stream socket (ListenStream=); it is not used"
+            refused.append((name: RouteTable.routeName(passed.name), text: text))
             _ = Glibc.close(fd)
         }
     }

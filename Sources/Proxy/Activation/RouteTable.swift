@@ -1,14 +1,31 @@
 // Which route each inherited listener serves: pairs descriptors with .socket units.
 
-import CSystemd
-import Glibc
-
 /// What a listener's route is to be, before it is in force.
 struct RouteDefinition {
     /// The unit's name without ".socket", or the descriptor's name where no unit describes it.
     let name: String
     /// nil if the route is refused: its clients are turned away until a reload mends it.
     var settings: RouteSettings?
+}
+
+/// What is wrong with one route.
+struct RouteProblem: Equatable {
+    let route: String
+    /// True exactly when the route is refused for it.
+    let isError: Bool
+    /// One sentence, with file and line where there is one.
+    let text: String
+
+    init(route: String, isError: Bool, text: String) {
+        self.route = route
+        self.isError = isError
+        self.text = text
+    }
+
+    init(route: String, _ diagnostic: Diagnostic) {
+        self.init(
+            route: route, isError: diagnostic.severity == .error, text: diagnostic.description)
+    }
 }
 
 /// Reads the routes of this service from unit files and command line.
@@ -23,19 +40,20 @@ struct RouteTable {
     /// Listeners of one name share a route.
     func routes(
         for listeners: [(name: String, address: SocketAddress)]
-    ) -> (definitions: [RouteDefinition], diagnostics: [Diagnostic]) {
+    ) -> (definitions: [RouteDefinition], problems: [RouteProblem]) {
         let units = ownUnits()
-        var diagnostics: [Diagnostic] = []
+        var problems: [RouteProblem] = []
         var definitions: [RouteDefinition] = []
         for listener in listeners {
             let unitName = self.unit(of: listener.name, at: listener.address, among: units)
-            let (definition, problems) = definition(descriptorName: listener.name, unit: unitName)
+            let (definition, found) = definition(descriptorName: listener.name, unit: unitName)
             definitions.append(definition)
-            for problem in problems where !diagnostics.contains(problem) {
-                diagnostics.append(problem)
+            for diagnostic in found {
+                let problem = RouteProblem(route: definition.name, diagnostic)
+                if !problems.contains(problem) { problems.append(problem) }
             }
         }
-        return (definitions, diagnostics)
+        return (definitions, problems)
     }
 
     // MARK: Units
@@ -135,21 +153,5 @@ struct RouteTable {
 
     static func routeName(_ unit: String) -> String {
         unit.hasSuffix(".socket") ? String(unit.dropLast(".socket".count)) : unit
-    }
-
-    // MARK: This process
-
-    /// The unit that this process runs in, and whether the manager is a user's.
-    static func ownUnit() -> (name: String, isUser: Bool)? {
-        var text: UnsafeMutablePointer<CChar>? = nil
-        if unsafe sd_pid_get_user_unit(0, &text) >= 0, let name = unsafe text {
-            defer { unsafe free(name) }
-            return (unsafe String(cString: name), true)
-        }
-        if unsafe sd_pid_get_unit(0, &text) >= 0, let name = unsafe text {
-            defer { unsafe free(name) }
-            return (unsafe String(cString: name), false)
-        }
-        return nil
     }
 }

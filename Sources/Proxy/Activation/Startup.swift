@@ -13,7 +13,7 @@ struct Startup {
     /// A client that systemd has accepted for us.
     var connection: CInt?
     /// What is wrong, and did not keep the others from serving.
-    var problems: [String] = []
+    var problems: [RouteProblem] = []
     /// Reads the routes again; nil where they come from the command line alone.
     var table: RouteTable?
     /// True exactly when systemd passed the sockets.
@@ -25,6 +25,12 @@ struct Startup {
         isActivated = inherited.isActivated
         if isActivated {
             try adopt(inherited, options)
+        } else if Notifier().isActive && !options.isListenExplicit && !options.isTargetExplicit {
+            // A service of systemd whose sockets are all off: to open the default's port in their
+            // place would only hide it.
+            throw StartError(
+                description: "systemd passed no socket: enable the .socket unit of a route, as in "
+                    + "'systemctl enable --now tcp-metrics-proxy.socket', or give --listen")
         } else {
             try open(options)
         }
@@ -57,10 +63,12 @@ struct Startup {
     private mutating func adopt(
         _ inherited: borrowing InheritedSockets, _ options: Options
     ) throws(StartError) {
-        problems = inherited.refused
+        problems = inherited.refused.map {
+            RouteProblem(route: $0.name, isError: true, text: $0.text)
+        }
         metrics = inherited.metrics.map(\.descriptor)
         connection = inherited.connection?.descriptor
-        let own = RouteTable.ownUnit()
+        let own = ProcessUnit.ofThisProcess()
         let table = RouteTable(
             search: .ofManager(isUser: own?.isUser ?? false), ownUnit: own?.name, options: options)
         self.table = table
@@ -78,8 +86,8 @@ struct Startup {
                     address: (try? Socket.localAddress(connection)) ?? .unnamed
                 ))
         }
-        let (definitions, diagnostics) = table.routes(for: passed)
-        problems += diagnostics.map(\.description)
+        let (definitions, found) = table.routes(for: passed)
+        problems += found
         var indices: [Int] = []
         for definition in definitions { indices.append(index(of: definition)) }
         for (number, socket) in inherited.listeners.enumerated() {
@@ -90,13 +98,16 @@ struct Startup {
                         isInherited: true))
                 descriptorNames.append(socket.name)
             } catch {
-                problems.append("socket \(quoted(socket.name)) cannot be used: \(error)")
+                problems.append(
+                    RouteProblem(
+                        route: RouteTable.routeName(socket.name), isError: true,
+                        text: "socket \(quoted(socket.name)) cannot be used: \(error)"))
             }
         }
         if listeners.isEmpty && connection == nil {
             throw StartError(
                 description: "systemd passed no socket that can be relayed"
-                    + (problems.first.map { ": \($0)" } ?? ""))
+                    + (problems.first.map { ": \($0.text)" } ?? ""))
         }
     }
 

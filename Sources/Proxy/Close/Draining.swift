@@ -27,9 +27,7 @@ extension Server {
             }
             tellProgress(open, now)
             let received = wait(until: notifier.isActive ? min(until, nextTold(now)) : until)
-            if received.contains(where: { $0 == SIGTERM || $0 == SIGINT }) {
-                return cut(.stopped)
-            }
+            if received.contains(where: Signals.ending.contains) { return cut(.stopped) }
         }
     }
 

@@ -5,9 +5,9 @@ import Glibc
 extension Worker {
     /// Begins to connect.
     func dial(_ connection: Connection) -> Step {
-        let deadline = connection.route.connectTimeout.map { now.advanced(by: $0) }
         connection.dial = DialAttempt(
-            targets: connection.route.targets, deadline: deadline ?? Instant(nanoseconds: .max),
+            targets: connection.route.targets,
+            deadline: now.advanced(byNanoseconds: connection.route.connectTimeout),
             patient: connection.route.patient)
         return redial(connection)
     }
@@ -101,7 +101,7 @@ extension Worker {
             try epoll.add(
                 socket.rawValue, Self.interest.union(.writable),
                 token: connection.key.token(.target))
-            connection.targetReportsWritable = true
+            connection[.target].reportsWritable = true
             connection.target = consume socket
             return code
         } catch {
@@ -111,7 +111,7 @@ extension Worker {
 
     private func dropTarget(_ connection: Connection) {
         connection.target = nil
-        connection.targetReportsWritable = false
+        connection[.target] = .init()
     }
 
     private func lookUp(_ connection: Connection, _ attempt: DialAttempt, _ index: Int) {

@@ -41,7 +41,7 @@ final class DescriptorBudget: Sendable {
 
     /// What others may need: 64 scrapes, the resolver's sockets, the journal. A small limit
     /// leaves less.
-    static func reserve(limit: Int) -> Int { min(96, limit / 3) }
+    static func reserve(limit: Int) -> Int { min(96, limit / 4) }
 
     /// Takes descriptors for a pipe. False if they would not fit.
     func take(_ count: Int) -> Bool { take(count, of: total) }

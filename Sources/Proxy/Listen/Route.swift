@@ -7,7 +7,8 @@ final class Route: Sendable {
     /// The row of its counters, the same in each of its forms.
     let index: Int
     let targets: [Target]
-    let connectTimeout: Duration?
+    /// Nanoseconds; `UInt64.max` for no limit.
+    let connectTimeout: UInt64
     let idleTimeout: Duration?
     /// Shared by a route's successive forms, unless the limit itself changed.
     let admission: AdmissionLimit
@@ -24,7 +25,7 @@ final class Route: Sendable {
         self.name = name
         self.index = index
         targets = (settings?.targets ?? []).map(Target.init)
-        connectTimeout = settings?.connectTimeout
+        connectTimeout = settings?.connectTimeout?.nanoseconds ?? .max
         idleTimeout = settings?.idleTimeout
         if let old, old.admission.limit == AdmissionLimit(limit: settings?.connectionsMax).limit {
             admission = old.admission

@@ -94,7 +94,7 @@ final class Shared: Sendable {
         let cause = error.map { " (\($0))" } ?? ""
         log.line(
             .warning, .descriptorsExhausted,
-            "out of descriptors\(cause) with \(admission.count) connections open: "
+            "out of descriptors\(cause) with \(Status.count(admission.count, "connection")) open: "
                 + "new clients wait; raise LimitNOFILE= to serve more at once")
         notice.signal()
     }

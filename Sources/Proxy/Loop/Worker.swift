@@ -38,8 +38,6 @@ struct CounterSet: Sendable {
     var timers: Timers
     var pipes: PipePool
     var isDraining = false
-    /// True exactly when more than the connection at hand has something to do.
-    var othersWait = false
     /// Set by an action on the relay whose sink failed, taken by the pump that ran it.
     var sinkError: CInt?
     /// Shared by all connections: no byte stays in it between two events.
@@ -101,7 +99,6 @@ struct CounterSet: Sendable {
             let count = unsafe epoll.wait(into: events, milliseconds: timeout())
             now = Instant.now()
             for index in 0..<count {
-                othersWait = index + 1 < count || !queued.isEmpty
                 let event = unsafe events[index]
                 dispatch(Token(unsafe event.data.u64), Readiness(rawValue: unsafe event.events))
             }
@@ -155,7 +152,7 @@ struct CounterSet: Sendable {
             if isCutShort(connection.toTarget.half, readiness) {
                 return abort(connection, .client)
             }
-            return relay(connection)
+            return relay(connection, after: readiness, of: .client)
         }
         // A client that has only finished sending still waits for its answer.
         return readiness.contains(.error) ? .end(.clientLeft) : .stay
@@ -168,7 +165,7 @@ struct CounterSet: Sendable {
             if isCutShort(connection.toClient.half, readiness) {
                 return abort(connection, .target)
             }
-            return relay(connection)
+            return relay(connection, after: readiness, of: .target)
         }
         let step = dialProgressed(connection, readiness)
         if case .relay = step { note(&connection.toClient, &connection.toTarget, readiness) }
@@ -221,9 +218,8 @@ struct CounterSet: Sendable {
         guard !queued.isEmpty else { return }
         let turn = queued
         queued.removeAll(keepingCapacity: true)
-        for (index, connection) in turn.enumerated() {
+        for connection in turn {
             connection.isQueued = false
-            othersWait = index + 1 < turn.count
             // It may have ended since, at an event of its own.
             if connections[connection.key] === connection, connection.isRelaying {
                 take(relay(connection), connection)

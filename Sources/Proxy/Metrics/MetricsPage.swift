@@ -197,6 +197,10 @@ struct MetricsPage: Sendable {
             samples.sample(["result": "success"], shared.reloads.succeeded)
             samples.sample(["result": "failure"], shared.reloads.failed)
         }
+        page.gauge(
+            "tcp_proxy_descriptors_exhausted",
+            help: "1 while new clients have to wait for want of descriptors, else 0."
+        ) { $0.sample(shared.isOutOfDescriptors ? 1 : 0) }
         page.gauge("tcp_proxy_draining", help: "1 while the proxy ends, else 0.") {
             $0.sample(shared.isDraining ? 1 : 0)
         }

@@ -36,11 +36,21 @@ final class Connection {
     /// Set when a side has refused bytes: how the connection ends once the bytes that this side
     /// had sent are through.
     var brokenBy: CloseReason?
-    /// True exactly when epoll reports that side writable.
-    var clientReportsWritable = false
-    var targetReportsWritable = false
+    private var watchedClient = Watch()
+    private var watchedTarget = Watch()
     /// True exactly when the connection is in the worker's list of those to go on with.
     var isQueued = false
+
+    /// What epoll reports of a side.
+    struct Watch {
+        var reportsWritable = false
+        var isMuted = false  // reports no bytes to read
+    }
+
+    subscript(side: Side) -> Watch {
+        get { side == .client ? watchedClient : watchedTarget }
+        set { if side == .client { watchedClient = newValue } else { watchedTarget = newValue } }
+    }
 
     enum Phase {
         case dialling, waitingToRedial, resolving

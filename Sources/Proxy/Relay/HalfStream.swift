@@ -30,6 +30,7 @@ struct HalfStream {
     private var readsToEnd = false
     /// True exactly when splicing would stop for ever at an urgent byte.
     private var copiesOnly = false
+    /// True exactly when the stream is in bulk: then reading begins with a splice.
     private var splicing = false
     private(set) var sourceEnded = false
     private(set) var sinkFinished = false
@@ -52,6 +53,9 @@ struct HalfStream {
         guard sourceReadable && sinkWritable else { return .wait }
         return splicing ? .splice : .receive
     }
+
+    /// True exactly when news of the source would be of no use before the sink takes bytes.
+    var isBlocked: Bool { !sinkWritable && !isOver }
 
     /// True exactly when this direction will never move a byte again.
     var isOver: Bool { sinkFinished || sinkBroken }
@@ -86,9 +90,15 @@ struct HalfStream {
     }
 
     /// The socket was empty.
-    mutating func receivedNothing() {
-        sourceReadable = false
-        splicing = false
+    mutating func receivedNothing() { sourceReadable = false }
+
+    /// A turn is over in which that many bytes were read.
+    ///
+    /// Splicing goes on in the next turn if it was worth it in this one. Under congestion control
+    /// that paces, a turn brings little, and each splice then costs more than a copy.
+    @inline(__always)
+    mutating func turnEnded(moved count: Int, worthSplicing: Int) {
+        if splicing && count > 0 && count < worthSplicing { splicing = false }
     }
 
     /// The read after the last byte.

@@ -24,29 +24,36 @@ extension Worker {
             nanoseconds: now.nanoseconds(since: connection.connectStartedAt))
         connection.counters.activeOutbound.add(1)
         connection.counters.connectedOutbound.add(1)
-        timers.set(connection.key.index, at: now.advanced(by: Self.youth))
+        timers.set(connection.key.index, at: now.advanced(byNanoseconds: Self.youth))
         return relay(connection)
     }
 
-    /// How long a connection is young.
-    static let youth = Duration.seconds(1)
+    /// How long a connection is young, in nanoseconds.
+    static let youth: UInt64 = 1_000_000_000
 
-    /// Moves what can be moved, both ways, within one turn's budget.
+    /// Goes on after an event.
+    func relay(_ connection: Connection, after readiness: Readiness, of side: Side) -> Step {
+        let fromHere = side == .client ? connection.toTarget.half : connection.toClient.half
+        if fromHere.isBlocked {
+            mute(connection, side)
+        }
+        if readiness.contains(.writable) { unmute(connection, side.other) }
+        return relay(connection)
+    }
+
+    /// Moves what can be moved, both ways, within one turn.
     func relay(_ connection: Connection) -> Step {
         let client = connection.client.rawValue
         let target = connection.targetDescriptor
-        let budget = othersWait ? Self.sharedBudget : Self.loneBudget
 
         var outcome = pump(
-            &connection.toTarget, of: connection, from: client, to: target, source: .client,
-            budget: budget)
+            &connection.toTarget, of: connection, from: client, to: target, source: .client)
         if case .failed(let side, let code) = outcome {
             return failed(connection, side, code)
         }
         let first = outcome
         outcome = pump(
-            &connection.toClient, of: connection, from: target, to: client, source: .target,
-            budget: budget)
+            &connection.toClient, of: connection, from: target, to: client, source: .target)
         if case .failed(let side, let code) = outcome {
             return failed(connection, side, code)
         }
@@ -56,9 +63,9 @@ extension Worker {
         return first == .budgetSpent || outcome == .budgetSpent ? .again : .stay
     }
 
-    /// Bytes per direction and turn. A lone busy connection gets more out of each turn.
-    private static let sharedBudget = 256 * 1024
-    private static let loneBudget = 1024 * 1024
+    /// Bytes per direction and turn: some 200 µs, after which others have theirs. Measured: with
+    /// a quarter of it, bulk on four connections costs up to 40 % more CPU in wake-ups.
+    private static let turnBudget = 1024 * 1024
 
     private func ending(of connection: Connection) -> CloseReason {
         connection.brokenBy
@@ -77,11 +84,16 @@ extension Worker {
 
     private func pump(
         _ flow: inout Flow, of connection: Connection, from source: CInt, to sink: CInt,
-        source side: Side, budget: Int
+        source side: Side
     ) -> PumpOutcome {
         var moved = 0
-        defer { if moved > 0 { connection.lastMovedAt = now } }
-        while moved < budget {
+        defer {
+            if moved > 0 {
+                connection.lastMovedAt = now
+                flow.half.turnEnded(moved: moved, worthSplicing: Self.scratchSize)
+            }
+        }
+        while moved < Self.turnBudget {
             let result: Transfer
             switch flow.half.next() {
             case .wait: return .waiting
@@ -282,20 +294,34 @@ extension Worker {
     /// Asks epoll, once in a connection's life, to report when that side takes bytes again.
     /// Edge-triggered, the interest costs nothing while the side keeps up.
     private func reportWritable(_ connection: Connection, _ side: Side) {
-        if side == .client {
-            if connection.clientReportsWritable { return }
-            connection.clientReportsWritable = true
-            watchWritable(connection.client.rawValue, token: connection.key.token(.client))
-        } else {
-            if connection.targetReportsWritable { return }
-            connection.targetReportsWritable = true
-            watchWritable(connection.targetDescriptor, token: connection.key.token(.target))
-        }
+        if connection[side].reportsWritable { return }
+        connection[side].reportsWritable = true
+        watch(connection, side)
     }
 
-    private func watchWritable(_ fd: CInt, token: UInt64) {
+    /// Stops news of more bytes from that side while they have nowhere to go. In bulk each
+    /// segment would wake the worker, a fifth to a third of all its CPU.
+    func mute(_ connection: Connection, _ side: Side) {
+        if connection[side].isMuted { return }
+        connection[side].isMuted = true
+        watch(connection, side)
+    }
+
+    func unmute(_ connection: Connection, _ side: Side) {
+        guard connection[side].isMuted else { return }
+        connection[side].isMuted = false
+        watch(connection, side)
+    }
+
+    private func watch(_ connection: Connection, _ side: Side) {
+        let watched = connection[side]
+        var interest = Self.interest
+        if watched.isMuted { interest.remove(.readable) }
+        if watched.reportsWritable { interest.insert(.writable) }
+        let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
         do throws(SystemError) {
-            try epoll.modify(fd, Self.interest.union(.writable), token: token)
+            try epoll.modify(
+                fd, interest, token: connection.key.token(side == .client ? .client : .target))
         } catch {
             sinkError = error.code
         }

@@ -15,6 +15,7 @@ final class Log: Sendable {
         let priority: Priority
         let event: LogEvent
         let text: String
+        let fields: [(name: String, value: String)]
     }
 
     private struct State {
@@ -54,10 +55,15 @@ final class Log: Sendable {
 
     // MARK: Writing
 
-    func line(_ priority: Priority, _ event: LogEvent, _ text: String) {
+    /// - Parameter fields: of the journal's entry, beside the text.
+    func line(
+        _ priority: Priority, _ event: LogEvent, _ text: String,
+        fields: [(name: String, value: String)] = []
+    ) {
         state.withLock { state in
             if state.entries.count < Self.mostEntries {
-                state.entries.append(Entry(priority: priority, event: event, text: text))
+                state.entries.append(
+                    Entry(priority: priority, event: event, text: text, fields: fields))
             }
         }
         wake()
@@ -157,7 +163,9 @@ final class Log: Sendable {
         }
         var wrote = !entries.isEmpty
         writer.journalIsThere = hasJournal && Journal.isThere
-        for entry in entries { write(entry.priority, entry.event, entry.text, [], &writer) }
+        for entry in entries {
+            write(entry.priority, entry.event, entry.text, entry.fields, &writer)
+        }
         for queue in queues {
             let records = queue.records.withLock { records in
                 let taken = records

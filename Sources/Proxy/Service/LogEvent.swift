@@ -14,7 +14,7 @@ enum LogEvent: CaseIterable, Sendable {
     case started, workerStarted, metricsFailed
     case connectionEnded, connectionFailed, connectionsSummarised
     case clientRefused, acceptFailed, descriptorsExhausted, descriptorsRecovered
-    case targetUnresolved, routeRefused, routesReloaded, reloadFailed
+    case targetUnresolved, routeRefused, routeDoubtful, routesReloaded, reloadFailed
     case drainBegan, drainProgress, drainEnded
 
     /// Random, and fixed for ever; nil for what needs no explanation.
@@ -27,6 +27,7 @@ enum LogEvent: CaseIterable, Sendable {
         case .descriptorsExhausted: "cea029b5c5264e1aa78e13b18d5db8de"
         case .descriptorsRecovered: "191cfb070bf74814a4ff91760ff32eca"
         case .routeRefused: "d4cb17f6e0c64a9790e74e64a1f88897"
+        case .routeDoubtful: "7dca51b6941c4affafbde703d11218e4"
         case .routesReloaded: "23cd20b960a1422aa51777930f186d21"
         case .reloadFailed: "edf8914f53114281a31ce22b011119e9"
         case .drainBegan: "27a6fcff101040a1b384f10bf8055a22"

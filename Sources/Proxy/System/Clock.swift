@@ -15,8 +15,11 @@ struct Instant: Comparable, Sendable {
         nanoseconds > earlier.nanoseconds ? nanoseconds - earlier.nanoseconds : 0
     }
 
-    func advanced(by span: Duration) -> Instant {
-        let (sum, overflow) = nanoseconds.addingReportingOverflow(span.nanoseconds)
+    func advanced(by span: Duration) -> Instant { advanced(byNanoseconds: span.nanoseconds) }
+
+    /// For the data plane: a `Duration` computes with 128 bits.
+    func advanced(byNanoseconds span: UInt64) -> Instant {
+        let (sum, overflow) = nanoseconds.addingReportingOverflow(span)
         return Instant(nanoseconds: overflow ? .max : sum)
     }
 

@@ -13,7 +13,7 @@ struct FileDescriptor: ~Copyable, Sendable {
     }
 
     deinit {  // never retried: on Linux EINTR has already freed the number
-        if Glibc.close(rawValue) == -1 { assert(errno != EBADF, "closed \(rawValue) twice") }
+        if linux_close(rawValue) == -1 { assert(errno != EBADF, "closed \(rawValue) twice") }
     }
 
     /// Gives up ownership without closing.

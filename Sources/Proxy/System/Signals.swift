@@ -7,6 +7,9 @@ struct Signals: ~Copyable {
     /// What the supervisor acts on.
     static let handled = [SIGTERM, SIGINT, SIGHUP, SIGUSR2]
 
+    /// Those that ask the proxy to end. SIGUSR2 is for a restart.
+    static let ending = [SIGTERM, SIGINT, SIGUSR2]
+
     private let descriptor: FileDescriptor
 
     /// Blocks the signals for the thread and those that it will start, so to be called before

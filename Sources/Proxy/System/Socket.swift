@@ -64,7 +64,7 @@ enum Socket {
     /// Starts to connect. Returns 0, or the errno: EINPROGRESS most often.
     static func connect(_ fd: CInt, to address: SocketAddress) -> CInt {
         while true {
-            let result = unsafe address.withSockaddr { unsafe Glibc.connect(fd, $0, $1) }
+            let result = unsafe address.withSockaddr { unsafe linux_connect(fd, $0, $1) }
             if result == 0 { return 0 }
             let code = errno
             if code != EINTR { return code }
@@ -78,12 +78,12 @@ enum Socket {
     static func receive(
         _ fd: CInt, into buffer: UnsafeMutableRawPointer, limit: Int, flags: CInt = 0
     ) -> Transfer {
-        Transfer.of { unsafe recv(fd, buffer, limit, flags) }
+        Transfer.of { unsafe linux_recv(fd, buffer, limit, flags) }
     }
 
     @inline(__always)
     static func send(_ fd: CInt, from buffer: UnsafeMutableRawPointer, count: Int) -> Transfer {
-        Transfer.of { unsafe Glibc.send(fd, buffer, count, CInt(MSG_NOSIGNAL)) }
+        Transfer.of { unsafe linux_send(fd, buffer, count) }
     }
 
     // MARK: Ending
