@@ -301,7 +301,7 @@ public final class Server {
         if errors.isEmpty {
             shared.log.line(
                 .notice, .routesReloaded,
-                "reloaded \(Status.count(routes.count, "route")): new connections follow them")
+                "reloaded: new connections take \(Status.count(routes.count, "route")) as on disk")
         } else {
             shared.log.line(
                 .error, .reloadFailed,

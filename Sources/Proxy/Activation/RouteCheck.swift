@@ -22,8 +22,6 @@ public struct RouteCheck {
         public var units: [String] = []
         /// All that is wrong, in the order of the units.
         public var diagnostics: [Diagnostic] = []
-        /// True exactly when a route would be refused or not work.
-        public var hasErrors: Bool { diagnostics.contains { $0.severity == .error } }
     }
 
     /// Checks the units of those names or paths; all routes of the service if there is none.
@@ -67,8 +65,8 @@ public struct RouteCheck {
             return [
                 Diagnostic(
                     .error, file: name, line: nil,
-                    "no such unit, or it is masked; looked in "
-                        + search.folders.joined(separator: ", "))
+                    "no such unit, or it is masked: 'systemctl list-unit-files \"*.socket\"' "
+                        + "shows all that there are")
             ]
         }
         var found = check(unit, name: name, file: file)
@@ -84,6 +82,19 @@ public struct RouteCheck {
     // MARK: One unit
 
     private func check(_ unit: MergedUnit, name: String, file: String) -> [Diagnostic] {
+        let found = problems(unit, name: name, file: file)
+        // As one reads: file by file, each from its top; what concerns a whole file is last.
+        let files = [file] + found.map(\.file)
+        func rank(_ entry: (offset: Int, element: Diagnostic)) -> (Int, Int, Int) {
+            (
+                files.firstIndex(of: entry.element.file) ?? 0, entry.element.line ?? .max,
+                entry.offset
+            )
+        }
+        return found.enumerated().sorted { rank($0) < rank($1) }.map(\.element)
+    }
+
+    private func problems(_ unit: MergedUnit, name: String, file: String) -> [Diagnostic] {
         let socket = SocketSettings(unit)
         var found = unit.diagnostics + checkListens(socket, file: file)
         found += checkService(socket, name: name, file: file)
@@ -199,22 +210,47 @@ public struct RouteCheck {
 
     /// Two sockets on one address: systemd can start only one.
     private func clashes(_ names: [String]) -> [Diagnostic] {
-        var first: [String: String] = [:]
+        var earlier: [(unit: String, value: String)] = []
         var found: [Diagnostic] = []
         for given in names {
             let name = given.hasSuffix(".socket") ? given : given + ".socket"
             guard let unit = search.unit(name) else { continue }
             for listen in SocketSettings(unit).listenStream {
-                if let other = first[listen.value], other != name {
+                let other = earlier.first { $0.unit != name && Self.overlap($0.value, listen.value) }
+                if let other {
+                    let place = other.value == listen.value ? "" : " at \(other.value)"
                     found.append(
                         Diagnostic(
                             .error, file: listen.file, line: listen.line,
-                            "\(listen.value) is where \(other) listens as well"))
-                } else {
-                    first[listen.value] = name
+                            "ListenStream=\(listen.value): \(other.unit) listens there as well"
+                                + "\(place); only one of them can start"))
                 }
+                earlier.append((unit: name, value: listen.value))
             }
         }
         return found
+    }
+
+    /// True exactly when two values of ListenStream= take the same place: the same words, or one
+    /// port on all addresses and on one.
+    static func overlap(_ one: String, _ other: String) -> Bool {
+        if one == other { return true }
+        guard let (host, port) = hostAndPort(one), let (otherHost, otherPort) = hostAndPort(other)
+        else { return false }
+        guard port == otherPort else { return false }
+        if host == otherHost || host.isEmpty || otherHost.isEmpty { return true }
+        // A wildcard takes the addresses of its own family, and "::" those of IPv4 as well.
+        return [(host, otherHost), (otherHost, host)].contains { wildcard, address in
+            wildcard == "::" || (wildcard == "0.0.0.0" && !address.contains(":"))
+        }
+    }
+
+    /// A port alone is on all addresses, IPv4 and IPv6: the host is then empty.
+    private static func hostAndPort(_ listen: String) -> (host: String, port: UInt16)? {
+        if let port = UInt16(listen) { return (host: "", port: port) }
+        guard case .host(let host, let port) = try? Endpoint(parsing: listen, as: .listener) else {
+            return nil
+        }
+        return (host: host, port: port)
     }
 }

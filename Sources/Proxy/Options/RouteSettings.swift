@@ -124,8 +124,7 @@ extension RouteSettings {
     private static func misplaced(_ unit: MergedUnit) -> [Diagnostic] {
         var result: [Diagnostic] = []
         for header in unit.sections where header.name != section {
-            let letters = header.name.lowercased().filter(\.isLetter)
-            if letters == "xproxy" || letters == "proxy" {
+            if nearest(to: header.name, among: [section, "Proxy"]) != nil {
                 result.append(
                     Diagnostic(
                         .warning, file: header.file, line: header.line,

@@ -316,7 +316,8 @@ extension Worker {
     private func watch(_ connection: Connection, _ side: Side) {
         let watched = connection[side]
         var interest = Self.interest
-        if watched.isMuted { interest.remove(.readable) }
+        // The kernel wakes for both in one go: with the one left on nothing would be won.
+        if watched.isMuted { interest.subtract([.readable, .urgent]) }
         if watched.reportsWritable { interest.insert(.writable) }
         let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
         do throws(SystemError) {

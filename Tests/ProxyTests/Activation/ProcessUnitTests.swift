@@ -9,7 +9,10 @@ import Testing
             ("0::/system.slice/web.service\n", "web.service", false),
             ("0::/system.slice/system-web.slice/web@a.service\n", "web@a.service", false),
             ("0::/system.slice/web.service/payload/inner\n", "web.service", false),
-            ("9:name=systemd:/\n1:cpu:/other\n0::/system.slice/web.service\n", "web.service", false),
+            (
+                "9:name=systemd:/\n1:cpu:/other\n0::/system.slice/web.service\n", "web.service",
+                false
+            ),
             ("4:pids:/x\n1:name=systemd:/system.slice/web.service\n0::/\n", "web.service", false),
             ("0::/system.slice/_cpu.service\n", "cpu.service", false),
             ("0::/system.slice/a:b.service\n", "a:b.service", false),
