@@ -61,7 +61,7 @@ run: setup-build release
 test: setup-test lint release unit-test fault-test client-test
 
 unit-test: toolchain
-	$(SWIFT) test
+	$(SWIFT) test --disable-xctest $(if $(JOBS),--jobs $(JOBS))
 
 fault-test:
 	$(PYTEST) Tests/FaultTests

@@ -42,10 +42,12 @@ public final class Server {
         let shared: Shared
         do throws(SystemError) {
             signals = try Signals()
+            let limit = DescriptorBudget.raiseLimit()
+            DescriptorBudget.growTable(limit: limit)
             shared = try Shared(
-                log: try Log(), resolver: try Resolver(),
+                log: try Log(usingJournal: startup.hasNoStandardError), resolver: try Resolver(),
                 descriptors: DescriptorBudget(
-                    limit: DescriptorBudget.raiseLimit(), inUse: Self.ownDescriptors(workers: mostWorkers)),
+                    limit: limit, inUse: Self.ownDescriptors(workers: mostWorkers)),
                 admission: AdmissionLimit(limit: options.connectionsMax))
         } catch {
             throw StartError(description: "cannot start: \(error)", code: error.code)
@@ -229,9 +231,11 @@ public final class Server {
             sets.reduce(0) { sum, set in set.routes.reduce(sum) { $0 &+ value($1) } }
         }
         let refused = routes.filter(\.isRefused).count
+        let open = shared.admission.count
+        let accepted = total { $0.accepted.value }
         notifier.status(
             Status.serving(
-                open: shared.admission.count, served: total { $0.accepted.value },
+                open: open, served: accepted - min(UInt64(clamping: open), accepted),
                 routes: routes.count - refused, refused: refused,
                 bytesIn: total { $0.bytesIn.value }, bytesOut: total { $0.bytesOut.value }))
     }
@@ -264,7 +268,11 @@ public final class Server {
     /// or there was none for --exit-idle-time=.
     private func hasServedItsPurpose() -> Bool {
         guard startup.isActivated, shared.admission.count == 0 else { return false }
-        if listeners.isEmpty { return shared.counterSets.contains { $0.hasEndedAny } }
+        if listeners.isEmpty {
+            return shared.counterSets.contains { counters in
+                counters.hasEndedAny || counters.routes.contains { $0.rejected.total > 0 }
+            }
+        }
         guard let idleTime = options.exitIdleTime else { return false }
         return Instant.now() >= shared.lastConnectionEnd.advanced(by: idleTime)
     }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_stopped_process_is_replaced(running: Host) -> None:
     is_replaced(running, pid)
 
 
-@contextmanager
+@contextlib.contextmanager
 def stopped_thread(thread: int) -> Iterator[None]:
     """Holds one thread still, as a debugger does, until it ends or the block does."""
     for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
@@ -51,14 +52,21 @@ def stopped_thread(thread: int) -> Iterator[None]:
         if libc.ptrace(request, thread, None, None) == -1:
             raise OSError(ctypes.get_errno(), f"ptrace of {thread}")
     os.waitpid(thread, WALL)  # until it has stopped
+    # A traced thread that has ended stays, and its process with it, until its tracer looks.
+    undertaker = threading.Thread(target=wait_for_end, args=(thread,), daemon=True)
+    undertaker.start()
     try:
         yield
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(thread, signal.SIGKILL)
-            os.waitpid(thread, WALL)
-        except (ProcessLookupError, ChildProcessError):
-            pass  # systemd was first
+        undertaker.join(timeout=10)
+
+
+def wait_for_end(thread: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while not os.WIFSIGNALED(os.waitpid(thread, WALL)[1]):
+            pass  # it has stopped once more
 
 
 def test_one_stuck_worker_gets_the_service_replaced(running: Host) -> None:

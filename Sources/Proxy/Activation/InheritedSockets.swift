@@ -21,6 +21,8 @@ struct InheritedSockets: ~Copyable {
     private(set) var connection: Passed?
     /// One sentence for each descriptor that cannot be used, with the route that it would be.
     private(set) var refused: [(name: String, text: String)] = []
+    /// True exactly when standard error was the connection, too, and leads nowhere now.
+    private(set) var tookStandardError = false
     /// True exactly when anything was passed, usable or not.
     private(set) var isActivated = false
 
@@ -42,7 +44,7 @@ struct InheritedSockets: ~Copyable {
             isActivated = true
         } else if Self.isConnectedStream(STDIN_FILENO) {
             isActivated = true
-            connection = Passed(descriptor: STDIN_FILENO, name: "stdin")
+            connection = takeStandardStreams().map { Passed(descriptor: $0, name: "stdin") }
         }
     }
 
@@ -64,6 +66,28 @@ struct InheritedSockets: ~Copyable {
             refused.append((name: RouteTable.routeName(passed.name), text: text))
             _ = Glibc.close(fd)
         }
+    }
+
+    /// Takes the connection that inetd puts in the place of the standard streams, and puts
+    /// /dev/null in its: another copy would keep the connection open, and carry our log to the
+    /// client.
+    private mutating func takeStandardStreams() -> CInt? {
+        let null = unsafe open("/dev/null", O_RDWR | O_CLOEXEC)
+        let own = dup(STDIN_FILENO)
+        guard null >= 0, own >= 0, let client = Self.inode(own) else { return nil }
+        _ = linux_set_cloexec(own)
+        for stream in [STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO]
+        where Self.inode(stream) == client {
+            dup2(null, stream)
+            if stream == STDERR_FILENO { tookStandardError = true }
+        }
+        _ = Glibc.close(null)
+        return own
+    }
+
+    private static func inode(_ fd: CInt) -> ino_t? {
+        var status = stat()
+        return unsafe fstat(fd, &status) == 0 ? status.st_ino : nil
     }
 
     private static func isConnectedStream(_ fd: CInt) -> Bool {

@@ -216,7 +216,9 @@ public struct RouteCheck {
             let name = given.hasSuffix(".socket") ? given : given + ".socket"
             guard let unit = search.unit(name) else { continue }
             for listen in SocketSettings(unit).listenStream {
-                let other = earlier.first { $0.unit != name && Self.overlap($0.value, listen.value) }
+                let other = earlier.first {
+                    $0.unit != name && Self.overlap($0.value, listen.value)
+                }
                 if let other {
                     let place = other.value == listen.value ? "" : " at \(other.value)"
                     found.append(

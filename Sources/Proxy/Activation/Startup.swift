@@ -12,6 +12,9 @@ struct Startup {
     var metrics: [CInt] = []
     /// A client that systemd has accepted for us.
     var connection: CInt?
+    /// True exactly when standard error was the client's connection, as inetd has it: what is
+    /// written there would reach the client.
+    var hasNoStandardError = false
     /// What is wrong, and did not keep the others from serving.
     var problems: [RouteProblem] = []
     /// Reads the routes again; nil where they come from the command line alone.
@@ -68,6 +71,7 @@ struct Startup {
         }
         metrics = inherited.metrics.map(\.descriptor)
         connection = inherited.connection?.descriptor
+        hasNoStandardError = inherited.tookStandardError
         let own = ProcessUnit.ofThisProcess()
         let table = RouteTable(
             search: .ofManager(isUser: own?.isUser ?? false), ownUnit: own?.name, options: options)

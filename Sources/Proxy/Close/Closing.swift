@@ -23,7 +23,8 @@ extension Worker {
         count(connection, reason, wasRelaying: wasRelaying)
         if connection.route.log.includes(reason) { log(connection, reason) }
         shared.connectionEnded(at: now)
-        if isDraining && connections.count == 0 { shared.notice.signal() }
+        // Whoever waits for the last connection: a drain, or a process that was given only one.
+        if (isDraining || listeners.isEmpty) && connections.count == 0 { shared.notice.signal() }
     }
 
     private func count(_ connection: Connection, _ reason: CloseReason, wasRelaying: Bool) {

@@ -70,7 +70,8 @@ struct DialAttempt {
     }
 
     private mutating func next(now: Instant) -> Action {
-        if now >= deadline { return .fail(lastFailure == .unresolved ? .unresolved : .timeout) }
+        // What the last try met says more than that the time is over.
+        if now >= deadline { return .fail(lastFailure) }
         if addressIndex < addresses.count {
             return .connect(addresses[addressIndex], by: attemptDeadline(now: now))
         }

@@ -14,13 +14,13 @@ extension Worker {
 
     /// Begins with the first target, at once or after a pause.
     func redial(_ connection: Connection) -> Step {
-        advance(connection) { $0.start(now: self.now) }
+        advance(connection, connection.dial?.start(now: now))
     }
 
     /// The resolver has answered.
     func resolved(_ connection: Connection, _ addresses: [SocketAddress]) -> Step {
         guard connection.phase == .resolving else { return .stay }
-        return advance(connection) { $0.resolved(addresses, now: self.now) }
+        return advance(connection, connection.dial?.resolved(addresses, now: now))
     }
 
     /// epoll says something of a target that is being connected.
@@ -46,20 +46,17 @@ extension Worker {
         connection.counters.connectFailures.add(failure.rawValue)
         dropTarget(connection)
         let full = code == EAGAIN && connection.targetAddress.isUnix
-        return advance(connection) { $0.failed(failure, full: full, now: self.now) }
+        return advance(connection, connection.dial?.failed(failure, full: full, now: now))
     }
 
     /// Carries out what the attempt asks for, until it has to wait.
-    private func advance(
-        _ connection: Connection, _ decide: (inout DialAttempt) -> DialAttempt.Action
-    ) -> Step {
-        guard var attempt = connection.dial else { return .stay }
-        defer { if connection.dial != nil { connection.dial = attempt } }
-        var action = decide(&attempt)
+    private func advance(_ connection: Connection, _ first: DialAttempt.Action?) -> Step {
+        var action = first
         while true {
             switch action {
+            case nil: return .stay  // no dial is under way
             case .resolve(let index):
-                lookUp(connection, attempt, index)
+                lookUp(connection, index)
                 return .stay
             case .wait(let until):
                 connection.phase = .waitingToRedial
@@ -81,7 +78,7 @@ extension Worker {
                 let failure = ConnectFailure(code: code)
                 connection.counters.connectFailures.add(failure.rawValue)
                 dropTarget(connection)
-                action = attempt.failed(
+                action = connection.dial?.failed(
                     failure, full: code == EAGAIN && address.isUnix, now: now)
             }
         }
@@ -114,13 +111,13 @@ extension Worker {
         connection[.target] = .init()
     }
 
-    private func lookUp(_ connection: Connection, _ attempt: DialAttempt, _ index: Int) {
-        guard case .host(let host, let port) = connection.route.targets[index].endpoint else {
-            return
-        }
+    private func lookUp(_ connection: Connection, _ index: Int) {
+        guard let deadline = connection.dial?.deadline,
+            case .host(let host, let port) = connection.route.targets[index].endpoint
+        else { return }
         connection.phase = .resolving
         connection.connectStartedAt = now
-        timers.set(connection.key.index, at: attempt.deadline)
+        timers.set(connection.key.index, at: deadline)
         let key = connection.key
         let mailbox = self.mailbox
         shared.resolver.lookUp(host: host, port: port) { addresses in

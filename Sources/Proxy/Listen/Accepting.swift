@@ -81,6 +81,7 @@ extension Worker {
         counters.rejected.add(reason.rawValue)
         shared.descriptors.giveBack(2)
         shared.log.atMostEverySecond(.warning, .clientRefused, message())
+        if listeners.isEmpty { shared.notice.signal() }  // it was the only one
     }
 
     private static func atLimit(_ limit: Int) -> String {

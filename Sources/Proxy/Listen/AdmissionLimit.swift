@@ -75,6 +75,19 @@ final class DescriptorBudget: Sendable {
         return probes.count == 8
     }
 
+    /// Makes the kernel's table of descriptors large enough now, while the process has one thread.
+    ///
+    /// Later, with threads that share it, each doubling waits until every CPU has let go of the old
+    /// one (synchronize_rcu in fs/file.c): some 20 ms in which no worker accepts. An entry takes
+    /// eight bytes.
+    static func growTable(limit: Int) {
+        let highest = CInt(clamping: min(limit, mostGrown) - 1)
+        let probe = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, highest)
+        if probe >= 0 { _ = Glibc.close(probe) }
+    }
+
+    private static let mostGrown = 65_536
+
     /// The soft RLIMIT_NOFILE, raised to the hard one.
     static func raiseLimit() -> Int {
         var limit = rlimit()

@@ -9,7 +9,7 @@ struct LoadWindow {
     static let length: UInt64 = 250_000_000
     /// One worker does a given job with less CPU than two, so a second one has to be needed: the
     /// first uses this share of a CPU, for half a second.
-    static let busyShare = 0.85
+    static let busyShare = 0.95
 
     init(startedAt: Instant, cpu: UInt64 = 0) {
         self.startedAt = startedAt

@@ -93,7 +93,7 @@ extension Worker {
                 flow.half.turnEnded(moved: moved, worthSplicing: Self.scratchSize)
             }
         }
-        while moved < Self.turnBudget {
+        while moved < Self.turnBudget || flow.half.inPipe > 0 {
             let result: Transfer
             switch flow.half.next() {
             case .wait: return .waiting

@@ -31,7 +31,7 @@ final class Log: Sendable {
     /// True exactly when the log's thread waits and somebody has to wake it.
     private let isAsleep = Atomic<Bool>(false)
     private let descriptor: CInt
-    /// True exactly when stderr is the journal's: entries then have fields, and a line that goes
+    /// True exactly when the journal is where entries go, most often because stderr is its: entries then have fields, and a line that goes
     /// to stderr all the same has its priority in front, sd-daemon(3).
     private let hasJournal: Bool
     private let summarisedCount = Atomic<UInt64>(0)
@@ -41,9 +41,12 @@ final class Log: Sendable {
     private static let rest: CInt = 20  // milliseconds
     private static let mostEntries = 1024
 
-    init(descriptor: CInt = STDERR_FILENO) throws(SystemError) {
+    /// - Parameter usingJournal: write to the journal even if stderr leads elsewhere.
+    init(
+        descriptor: CInt = STDERR_FILENO, usingJournal: Bool = false
+    ) throws(SystemError) {
         self.descriptor = descriptor
-        hasJournal = Journal.isStream(descriptor)
+        hasJournal = usingJournal || Journal.isStream(descriptor)
         wakeUp = try EventCounter()
         finished = try EventCounter()
     }

@@ -94,7 +94,7 @@ struct DialAttemptTests {
                 now = until
                 action = dial.start(now: now)
             case .fail(let failure):
-                #expect(failure == .timeout)
+                #expect(failure == .refused)
                 #expect(pauses == [20, 40, 80, 160, 320, 380])
                 return
             case .resolve: Issue.record("nothing to resolve")

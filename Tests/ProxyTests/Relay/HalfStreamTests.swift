@@ -25,7 +25,7 @@ struct HalfStreamTests {
         #expect(half.bytes == 10)
     }
 
-    @Test("a read that filled the scratch goes on by splicing, and back to copying when drained")
+    @Test("a read that filled the scratch goes on by splicing")
     func splices() {
         var half = ready()
         half.received(100, of: 100)
@@ -38,9 +38,35 @@ struct HalfStreamTests {
         #expect(half.next() == .splice)
         half.receivedNothing()
         #expect(half.next() == .wait)
-        half.sourceBecame(.readable)
-        #expect(half.next() == .receive)
         #expect(half.bytes == 500)
+    }
+
+    @Test(
+        "the next turn begins with a splice if this one was worth it, else with a copy",
+        arguments: [
+            (moved: 100, next: HalfStream.Action.splice), (99, .receive),
+            (0, .splice),  // nothing was read: nothing was learnt
+        ])
+    func nextTurn(moved: Int, next: HalfStream.Action) {
+        var half = ready()
+        half.received(100, of: 100)
+        half.receivedNothing()
+        half.turnEnded(moved: moved, worthSplicing: 100)
+        half.sourceBecame(.readable)
+        #expect(half.next() == next)
+    }
+
+    @Test("a direction is blocked while its sink is full and could still go on")
+    func blocked() {
+        var half = ready()
+        #expect(!half.isBlocked)
+        half.sinkBlocked()
+        #expect(half.isBlocked)
+        half.sinkBecameWritable()
+        #expect(!half.isBlocked)
+        half.sinkBlocked()
+        half.sinkFailed()
+        #expect(!half.isBlocked, "there is nothing to wait for")
     }
 
     @Test("a short read together with the FIN does not lose the end of stream")
