@@ -46,21 +46,21 @@ extension Worker {
         let client = connection.client.rawValue
         let target = connection.targetDescriptor
 
-        var outcome = pump(
-            &connection.toTarget, of: connection, from: client, to: target, source: .client)
-        if case .failed(let side, let code) = outcome {
-            return failed(connection, side, code)
-        }
-        let first = outcome
-        outcome = pump(
-            &connection.toClient, of: connection, from: target, to: client, source: .target)
-        if case .failed(let side, let code) = outcome {
-            return failed(connection, side, code)
-        }
+        let there =
+            connection.toTarget.half.next() == .wait
+            ? .waiting
+            : pump(&connection.toTarget, of: connection, from: client, to: target, source: .client)
+        if case .failed(let side, let code) = there { return failed(connection, side, code) }
+        let back =
+            connection.toClient.half.next() == .wait
+            ? .waiting
+            : pump(&connection.toClient, of: connection, from: target, to: client, source: .target)
+        if case .failed(let side, let code) = back { return failed(connection, side, code) }
+
         if connection.toTarget.half.isOver && connection.toClient.half.isOver {
             return .end(ending(of: connection))
         }
-        return first == .budgetSpent || outcome == .budgetSpent ? .again : .stay
+        return there == .budgetSpent || back == .budgetSpent ? .again : .stay
     }
 
     /// Bytes per direction and turn: some 200 µs, after which others have theirs. Measured: with

@@ -108,9 +108,16 @@ enum SocketAddress: Hashable, Sendable {
 }
 
 extension SocketAddress: CustomStringConvertible {
+    /// What a listener for both families makes of an IPv4 address, `::ffff:192.0.2.1`, as IPv4
+    /// (RFC 4291, section 2.5.5.2): people and their queries know it by that name. Others unchanged.
+    private var unmapped: SocketAddress {
+        guard case .ipv6(0, let low, let port, _) = self, low >> 32 == 0xFFFF else { return self }
+        return .ipv4(UInt32(truncatingIfNeeded: low), port: port)
+    }
+
     /// As it is written on the command line: `192.0.2.1:80`, `[2001:db8::1]:80`, `/run/x`, `@x`.
     var description: String {
-        switch self {
+        switch unmapped {
         case .ipv4(_, let port): "\(host):\(port)"
         case .ipv6(_, _, let port, _): "[\(host)]:\(port)"
         case .path, .abstract, .unnamed: host
@@ -119,7 +126,7 @@ extension SocketAddress: CustomStringConvertible {
 
     /// The address without its port.
     var host: String {
-        switch self {
+        switch unmapped {
         case .ipv4(let address, _):
             return "\(address >> 24).\(address >> 16 & 255).\(address >> 8 & 255).\(address & 255)"
         case .ipv6(let high, let low, _, let scope):

@@ -9,6 +9,8 @@ struct SocketAddressTests {
         (.ipv4(0x7f00_0001, port: 80), "127.0.0.1:80"),
         (.ipv6(high: 0x2001_0db8_0000_0000, low: 1, port: 443, scope: 0), "[2001:db8::1]:443"),
         (.ipv6(high: 0xfe80_0000_0000_0000, low: 1, port: 1, scope: 1), "[fe80::1%1]:1"),
+        (.ipv6(high: 0, low: 0xffff_7f00_0001, port: 80, scope: 0), "127.0.0.1:80"),
+        (.ipv6(high: 0, low: 1, port: 80, scope: 0), "[::1]:80"),
         (.path("/run/x.sock"), "/run/x.sock"),
         (.abstract("name"), "@name"),
     ]
