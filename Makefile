@@ -86,6 +86,7 @@ fuzz: toolchain
 # Its tests have their own target: the package is built without them.
 check-system: setup-system
 	DEB_BUILD_OPTIONS="nocheck $(DEB_BUILD_OPTIONS)" $(MAKE) deb
+	lintian --allow-root --fail-on error,warning dist/*.deb
 	$(PYTEST) Tests/System
 
 bench: release

@@ -138,9 +138,9 @@ public final class Server {
                 + (metrics ?? "no metrics"))
     }
 
-    private func log(_ problem: RouteProblem, _ event: LogEvent) {
+    private func log(_ problem: RouteProblem, _ event: LogEvent, prefix: String = "") {
         shared.log.line(
-            problem.isError ? .error : .warning, event, problem.text,
+            problem.isError ? .error : .warning, event, prefix + problem.text,
             fields: [(name: "PROXY_ROUTE", value: problem.route)])
     }
 
@@ -303,18 +303,18 @@ public final class Server {
             for worker in workers { worker.mailbox.post(.replace(new)) }
         }
         let errors = problems.filter(\.isError)
-        for problem in problems { log(problem, problem.isError ? .reloadFailed : .routeDoubtful) }
+        for problem in problems {
+            let failure = "reload failed, route \(quoted(problem.route)) stays as it was: "
+            log(
+                problem, problem.isError ? .reloadFailed : .routeDoubtful,
+                prefix: problem.isError ? failure : "")
+        }
         shared.countReload(succeeded: errors.isEmpty)
         nextStatusAt = .now()
         if errors.isEmpty {
             shared.log.line(
                 .notice, .routesReloaded,
                 "reloaded: new connections take \(Status.count(routes.count, "route")) as on disk")
-        } else {
-            shared.log.line(
-                .error, .reloadFailed,
-                "reload failed for \(Status.count(errors.count, "problem")): "
-                    + "the routes concerned stay as they were")
         }
         warnOfUnresolved()
     }

@@ -1,2 +1,10 @@
+import pytest
+
 from fixtures import *  # noqa: F401,F403  pytest finds fixtures and hooks by their names here
 from fixtures import pytest_runtest_makereport  # noqa: F401
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "memory: measures resident memory, which a sanitizer's allocator inflates"
+    )

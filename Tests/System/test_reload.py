@@ -64,7 +64,8 @@ def test_a_faulty_route_keeps_its_last_good_form_and_the_others_change(host: Hos
         with host.container.connect(("127.0.0.1", 3100)) as client:
             assert read_all(client) == b"second"
     assert int(failed["PRIORITY"]) <= 4
-    assert DEFAULT_ROUTE in failed["MESSAGE"]
+    assert failed["PROXY_ROUTE"] == DEFAULT_ROUTE
+    assert f"'{DEFAULT_ROUTE}' stays as it was" in failed["MESSAGE"]
     assert f"/etc/systemd/system/{SOCKET}.d/test.conf:3" in failed["MESSAGE"]
     assert host.metrics().metric(RELOADS, result="failure") == 1
     assert host.container.property(SERVICE, "SubState") == "running"
