@@ -111,7 +111,7 @@ public final class Server {
     }
 
     private func finish(_ status: Int32) -> Int32 {
-        metrics.stop()
+        metrics.close()
         shared.log.close()
         return status
     }

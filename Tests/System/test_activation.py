@@ -11,6 +11,7 @@ from container import wait_until
 from host import (
     DEFAULT_ROUTE,
     LISTEN,
+    MESSAGE_IDS,
     METRICS,
     METRICS_SOCKET,
     SERVICE,
@@ -160,8 +161,35 @@ def test_an_accepted_connection_is_relayed_and_ends_its_process(host: Host, extr
         assert exchange(second) == b"ping"
         wait_until("no instance is left", lambda: not instances())
     host.systemctl("stop", "test-accept.socket")
+    # With inetd's standard streams the log must go round the client.
+    ended = host.container.journal("MESSAGE_ID=" + MESSAGE_IDS["CONNECTION_ENDED"])
+    assert [one["PROXY_ROUTE"] for one in ended if "test-accept@" in one["_SYSTEMD_UNIT"]][-2:] == [
+        "test-accept",
+        "test-accept",
+    ]
     failed = host.systemctl("list-units", "--failed", "--plain", "--no-legend").stdout
     assert failed == ""
+
+
+def test_an_accepted_connection_without_a_target_is_reset_and_ends_its_process(
+    host: Host,
+) -> None:
+    host.container.write(
+        "/etc/systemd/system/test-accept.socket",
+        "[Socket]\nListenStream=127.0.0.1:3100\nAccept=yes\n",
+    )
+    host.container.write(
+        "/etc/systemd/system/test-accept@.service",
+        "[Service]\nExecStart=/usr/bin/tcp-metrics-proxy\n",
+    )
+    host.systemctl("daemon-reload")
+    host.systemctl("start", "test-accept.socket")
+    with host.container.connect(("127.0.0.1", 3100)) as client:
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    listed = ("list-units", "--plain", "--no-legend", "test-accept@*")
+    wait_until("no instance is left", lambda: not host.systemctl(*listed).stdout)
+    host.systemctl("stop", "test-accept.socket")
 
 
 def test_works_under_systemd_socket_activate(host: Host) -> None:

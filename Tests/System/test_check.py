@@ -85,6 +85,22 @@ def test_traps_of_the_socket_section_are_told(host: Host, unit: str, named: str)
     assert named in said, said
 
 
+def test_two_routes_on_one_port_are_told(host: Host) -> None:
+    host.write_route("one", "3000", "Target=127.0.0.1:3001")
+    host.systemctl("daemon-reload")
+    status, said = check(host)
+    assert status == 1
+    assert re.search(rf"^/.*/{SOCKET}:\d+: error: .*one\.socket", said, re.M), said
+
+
+def test_a_misspelt_section_is_told(host: Host) -> None:
+    host.write_route("one", "127.0.0.1:3100", "Target=127.0.0.1:3001\n\n[X-Porxy]")
+    host.systemctl("daemon-reload")
+    status, said = check(host)
+    assert status == 1
+    assert "did you mean [X-Proxy]?" in said, said
+
+
 def test_what_the_manager_has_not_read_yet_is_told(host: Host) -> None:
     host.enable(SOCKET)
     host.container.write(

@@ -10,7 +10,16 @@ from contextlib import contextmanager
 
 import pytest
 from container import wait_until
-from host import LISTEN, SERVICE, SOCKET, Host, exchange, read_exactly, target
+from host import (
+    LISTEN,
+    METRICS_SOCKET,
+    SERVICE,
+    SOCKET,
+    Host,
+    exchange,
+    read_exactly,
+    target,
+)
 
 STOP_SECONDS = 2  # TimeoutStopSec= of these tests, shorter than the drains
 
@@ -106,6 +115,31 @@ def test_clients_that_come_during_a_drain_are_served_after_it(host: Host) -> Non
             late.settimeout(10)
             assert read_exactly(late, 4) == b"late"
             assert host.main_pid() not in (0, first)
+
+
+def test_a_restart_lets_open_connections_finish(host: Host) -> None:
+    with one_open(host) as client:
+        first = host.main_pid()
+        host.systemctl("restart", "--no-block", SERVICE)
+        wait_until("it drains", lambda: host.status_text().startswith("Draining"))
+        with host.container.connect(LISTEN) as late:
+            assert exchange(client) == b"ping"
+            client.close()
+            assert exchange(late) == b"ping"
+    assert host.main_pid() not in (0, first)
+    assert host.entries("DRAIN_ENDED")
+
+
+def test_nothing_but_the_proxys_own_entries_is_in_the_log(host: Host) -> None:
+    """No library complains on stderr about what the sandbox denies."""
+    host.enable(SOCKET, METRICS_SOCKET)
+    with target(host.container), host.container.connect(LISTEN) as client:
+        assert host.metrics().status == 200
+        assert exchange(client) == b"ping"
+    host.systemctl("reload", SERVICE)
+    host.systemctl("stop", SERVICE)
+    host.wait_entry("DRAIN_ENDED")
+    assert host.entries(None, "_TRANSPORT=stdout") == []
 
 
 def test_stopping_the_sockets_too_turns_clients_away(host: Host) -> None:

@@ -171,7 +171,7 @@ def test_connections_max_turns_further_clients_of_its_route_away(host: Host) -> 
         first = host.container.connect(ONE)
         first.sendall(b"a")
         assert read_exactly(first, 1) == b"a"
-        with host.container.connect(ONE) as second, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), host.container.connect(ONE) as second:
             second.recv(1)
         with host.container.connect(LISTEN) as other:  # of another route
             assert exchange(other) == b"ping"

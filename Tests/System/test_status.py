@@ -42,6 +42,18 @@ def test_start_returns_when_every_listener_accepts(host: Host) -> None:
             assert exchange(client) == b"ping"
 
 
+def test_a_start_without_sockets_says_what_to_enable(host: Host) -> None:
+    """It does not listen on the default port instead, and is not tried again and again."""
+    done = host.systemctl("start", SERVICE, check=False)
+    assert done.returncode != 0
+    assert host.container.state(SERVICE) == "failed"
+    assert "systemctl enable --now tcp-metrics-proxy.socket" in host.status_text()
+    assert host.container.property(SERVICE, "NRestarts") == "0"
+    host.enable(SOCKET)
+    with target(host.container), host.container.connect(LISTEN) as client:
+        assert exchange(client) == b"ping"
+
+
 def test_a_start_that_fails_says_why(host: Host) -> None:
     command = "/usr/bin/tcp-metrics-proxy -listen=127.0.0.1:3000"
     drop_in = f"[Service]\nRestart=no\nSocketBindDeny=\nExecStart=\nExecStart={command}\n"

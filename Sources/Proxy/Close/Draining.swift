@@ -17,6 +17,7 @@ extension Server {
             let until: Instant
             switch drain.next(now: now, open: open) {
             case .finished:
+                notifier.status("Drained: every connection has ended")
                 shared.log.line(.notice, .drainEnded, "drained: every connection has ended")
                 return 0
             case .cut: return cut(.drainTimeout)
@@ -59,6 +60,7 @@ extension Server {
         while shared.admission.count > 0 && Instant.now() < limit {
             _ = wait(until: Instant.now().advanced(by: .milliseconds(50)))
         }
+        notifier.status("Ended: cut \(Status.count(open, "connection"))")
         let why = reason == .drainTimeout ? "the drain timeout is over" : "a second signal came"
         shared.log.line(
             .warning, .drainEnded, "\(why): cut \(Status.count(open, "connection"))")

@@ -128,9 +128,17 @@ final class MetricsEndpoint: Sendable {
     /// Closes every connection and listener and ends the thread; returns when that is done. An
     /// endpoint that is not running is left alone.
     func stop() {
+        close()
         guard let running = running.withLock({ $0.take() }) else { return }
-        try? running.group.next().submit { running.loopBound.value.stop() }.wait()
         try? running.group.syncShutdownGracefully()
+    }
+
+    /// Closes every connection and listener and leaves the thread to the end of the process: NIO
+    /// ends it by way of Dispatch, which complains on stderr where a sandbox denies it to set its
+    /// threads' priorities.
+    func close() {
+        guard let running = running.withLock({ $0 }) else { return }
+        try? running.group.next().submit { running.loopBound.value.stop() }.wait()
     }
 
     private func makeServer(on loop: any EventLoop) -> NIOLoopBound<Server> {
