@@ -36,15 +36,13 @@ private func start(_ arguments: [String]) -> Int32 {
         case (.check, let command as CheckCommand):
             return checkUnits(command.units)
         case (.run, is CheckCommand):  // found behind other arguments
-            complain("a command comes first, as in '\(programName) check'")
-            return usageStatus
+            return refuse("a command comes first, as in '\(programName) check'")
         default:
             try command.run()  // ArgumentParser's own, for help: throws the text
             return 0
         }
     } catch let error as OptionError {
-        complain(error.description)
-        return usageStatus
+        return refuse(error.description)
     } catch {
         return answer(error, to: line.command)
     }
@@ -57,7 +55,13 @@ private func answer(_ error: any Error, to command: Invocation.Command) -> Int32
         print(type.fullMessage(for: error, columns: 80))
         return 0
     }
-    complain(inOurForm(type.message(for: error)))
+    return refuse(inOurForm(type.message(for: error)))
+}
+
+/// Says what is wrong with the command line, to a service manager as well.
+private func refuse(_ message: String) -> Int32 {
+    complain(message)
+    StartFailure.tellManager(StartError(description: message))
     return usageStatus
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from container import wait_until
 from host import LISTEN, SERVICE, SOCKET, Host, exchange, read_exactly, target
 
@@ -52,6 +53,24 @@ def test_a_start_without_sockets_says_what_to_enable(host: Host) -> None:
     host.enable(SOCKET)
     with target(host.container), host.container.connect(LISTEN) as client:
         assert exchange(client) == b"ping"
+
+
+def test_a_wrong_command_line_says_why_and_does_not_keep_the_host_busy(host: Host) -> None:
+    """The client stays in the backlog, so that systemd starts the service again and again."""
+    command = "/usr/bin/tcp-metrics-proxy --nonsense"
+    host.drop_in(SERVICE, f"[Service]\nExecStart=\nExecStart={command}\n")
+    host.enable(SOCKET)
+    with host.container.connect(LISTEN):
+        wait_until("it says why", lambda: "--nonsense" in host.status_text())
+        seconds = 3
+        starts = len(host.entries(None, "_TRANSPORT=stdout"))
+        with pytest.raises(AssertionError, match="not within"):
+            wait_until("it runs", lambda: host.container.state(SERVICE) == "active", seconds)
+        assert len(host.entries(None, "_TRANSPORT=stdout")) - starts <= seconds + 1
+        assert host.container.property(SERVICE, "ExecMainStatus") == "2"
+        host.drop_in(SERVICE, "")
+        with target(host.container), host.container.connect(LISTEN) as client:
+            assert exchange(client) == b"ping"
 
 
 def test_a_start_that_fails_says_why(host: Host) -> None:

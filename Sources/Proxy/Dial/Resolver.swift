@@ -2,7 +2,6 @@
 
 import CLinux
 import Glibc
-import Synchronization
 
 /// Looks host names up. One look-up serves all who ask for the same name meanwhile, and its
 /// answer serves those who ask within the next seconds.
@@ -22,7 +21,7 @@ final class Resolver: Sendable {
         var idleThreads = 0
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     private let wakeUp: EventCounter
 
     init() throws(SystemError) { wakeUp = try EventCounter() }

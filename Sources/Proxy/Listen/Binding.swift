@@ -9,7 +9,8 @@ public struct StartError: Error, CustomStringConvertible {
     /// The errno behind it; 0 if there is none.
     public let code: CInt
 
-    init(description: String, code: CInt = 0) {
+    /// A reason in one line.
+    public init(description: String, code: CInt = 0) {
         self.description = description
         self.code = code
     }

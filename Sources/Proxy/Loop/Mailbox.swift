@@ -1,6 +1,5 @@
 // How other threads speak to a worker.
 
-import Synchronization
 
 /// What a worker can be told.
 enum Command: Sendable {
@@ -22,7 +21,7 @@ enum Command: Sendable {
 
 /// A queue of commands that wakes its reader.
 final class Mailbox: Sendable {
-    private let commands = Mutex<[Command]>([])
+    private let commands = Locked<[Command]>([])
     private let wakeUp: EventCounter
 
     init() throws(SystemError) { wakeUp = try EventCounter() }

@@ -17,7 +17,7 @@ final class Shared: Sendable {
     private let draining = Atomic<Bool>(false)
     private let goodReloads = Atomic<UInt64>(0)
     private let badReloads = Atomic<UInt64>(0)
-    private let sets = Mutex<[CounterSet]>([])
+    private let sets = Locked<[CounterSet]>([])
     private let lastEnd = Atomic<UInt64>(Instant.now().nanoseconds)
 
     init(

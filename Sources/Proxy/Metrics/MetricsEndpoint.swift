@@ -2,7 +2,6 @@ import CLinux
 import Glibc
 import NIOCore
 import NIOPosix
-import Synchronization
 
 /// The HTTP server that answers `GET /metrics`, on a thread of its own.
 ///
@@ -83,7 +82,7 @@ final class MetricsEndpoint: Sendable {
     private let scrapes: ScrapeCounts
     private let page: @Sendable (ExpositionFormat) -> String
     private let reportAcceptError: @Sendable (CInt) -> Void
-    private let running = Mutex<Running?>(nil)
+    private let running = Locked<Running?>(nil)
 
     /// - Parameters:
     ///   - descriptors: bound and listening stream sockets, TCP or unix. They belong to the

@@ -1,5 +1,4 @@
 import Glibc
-import Synchronization
 
 /// The `process_*` metrics that Prometheus clients have in common, read from the kernel at each
 /// scrape: https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics
@@ -10,13 +9,13 @@ import Synchronization
     /// Descriptor of /proc/self/stat, -1 where there is no /proc.
     private let stat: CInt
     /// The folder /proc/self/fd, whose file offset a listing moves; nil where there is no /proc.
-    private let folder: Mutex<OpaquePointer?>
+    private let folder: Locked<OpaquePointer?>
     /// Seconds since the epoch, nil where there is no /proc.
     private let startTime: Double?
 
     init() {
         stat = unsafe open("/proc/self/stat", O_RDONLY | O_CLOEXEC)
-        unsafe folder = Mutex(opendir("/proc/self/fd"))
+        unsafe folder = Locked(opendir("/proc/self/fd"))
         startTime = Self.read(stat).map { status in
             // Start times are counted by a clock that runs through suspension.
             seconds(CLOCK_REALTIME) - seconds(CLOCK_BOOTTIME) + status.startedAfterBoot

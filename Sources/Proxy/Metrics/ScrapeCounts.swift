@@ -1,4 +1,3 @@
-import Synchronization
 
 /// How many scrapes are being answered and have been answered, by status code. The endpoint writes
 /// it, the page reads it; any thread may do either.
@@ -14,7 +13,7 @@ final class ScrapeCounts: Sendable {
         var inFlight = 0
         var answered: [Code: UInt64] = [:]
     }
-    private let state = Mutex(State())
+    private let state = Locked(State())
 
     /// Scrapes whose page is being written; 1 in the page of a lone scraper, for that is its own.
     var inFlight: Int { state.withLock { $0.inFlight } }

@@ -6,7 +6,7 @@ import Synchronization
 
 /// One worker's way to the log. Bounded: what does not fit is dropped, and counted by the worker.
 final class RecordQueue: Sendable {
-    fileprivate let records = Mutex<[ConnectionRecord]>([])
+    fileprivate let records = Locked<[ConnectionRecord]>([])
     static let capacity = 4096
 }
 
@@ -25,7 +25,7 @@ final class Log: Sendable {
         var isClosed = false
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     private let wakeUp: EventCounter
     private let finished: EventCounter
     /// True exactly when the log's thread waits and somebody has to wake it.
