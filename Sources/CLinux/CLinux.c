@@ -4,14 +4,18 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <linux/sockios.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-const uint32_t linux_EPOLLIN = EPOLLIN, linux_EPOLLPRI = EPOLLPRI, linux_EPOLLOUT = EPOLLOUT,
-               linux_EPOLLERR = EPOLLERR, linux_EPOLLHUP = EPOLLHUP, linux_EPOLLRDHUP = EPOLLRDHUP,
-               linux_EPOLLET = EPOLLET, linux_EPOLLEXCLUSIVE = EPOLLEXCLUSIVE;
+// As Readiness of System/Epoll.swift has them.
+_Static_assert(EPOLLIN == 0x001 && EPOLLPRI == 0x002 && EPOLLOUT == 0x004 && EPOLLERR == 0x008 &&
+                   EPOLLHUP == 0x010 && EPOLLRDHUP == 0x2000 && EPOLLEXCLUSIVE == 1u << 28 &&
+                   EPOLLET == 1u << 31,
+               "the bits of epoll(7)");
 
 const int linux_SOCK_STREAM = SOCK_STREAM, linux_SOCK_DGRAM = SOCK_DGRAM,
           linux_SOCK_SEQPACKET = SOCK_SEQPACKET;
@@ -83,6 +87,11 @@ int linux_signalfd(const int *signals, int count) {
 int linux_block_signals(const int *signals, int count) {
     sigset_t set = signal_set(signals, count);
     return pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+int linux_unsent(int fd) {
+    int bytes;
+    return ioctl(fd, SIOCOUTQ, &bytes) == -1 ? -1 : bytes;
 }
 
 int linux_set_nonblocking(int fd) {

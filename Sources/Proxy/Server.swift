@@ -79,7 +79,11 @@ public final class Server {
     /// Serves until a signal ends it, and returns the exit status: 0 after a drain, 1 if
     /// connections were cut.
     public func run() throws(StartError) -> Int32 {
-        shared.log.start()
+        do throws(SystemError) {
+            try shared.log.start()
+        } catch {
+            throw StartError(description: "cannot start: \(error)", code: error.code)
+        }
         let metricsAddress = startup.metrics.first.flatMap { try? Socket.localAddress($0) }
         if metricsAddress != nil {
             do {
@@ -90,6 +94,10 @@ public final class Server {
         }
         try startWorker()
         for worker in workers { worker.mailbox.post(.listen(listeners)) }
+        if startup.clientHasLeft && listeners.isEmpty && startup.connection == nil {
+            shared.log.line(.info, .clientRefused, "the client left before it could be served")
+            return finish(0)
+        }
         if let connection = startup.connection {
             workers[0].mailbox.post(.adopt(connection, routeIndex: routes.count - 1))
         }
@@ -163,10 +171,11 @@ public final class Server {
 
     private func startWorker() throws(StartError) {
         do throws(SystemError) {
-            let worker = try Worker(number: workers.count, shared: shared, routes: routes)
+            let worker = try Worker(
+                number: workers.count, of: mostWorkers, shared: shared, routes: routes)
+            try worker.start()
             shared.add(worker.counterSet)
             workers.append(worker)
-            worker.start()
         } catch {
             throw StartError(description: "cannot start a worker: \(error)", code: error.code)
         }
@@ -261,7 +270,12 @@ public final class Server {
     private func idleDeadline() -> Instant? {
         guard let idleTime = options.exitIdleTime, startup.isActivated else { return nil }
         let since = shared.admission.count > 0 ? Instant.now() : shared.lastConnectionEnd
-        return since.advanced(by: idleTime)
+        return since.advanced(by: max(idleTime, firstGrace))
+    }
+
+    /// The client that started the proxy waits to be accepted: it is not to find it gone.
+    private var firstGrace: Duration {
+        shared.counterSets.contains(where: \.hasEndedAny) ? .zero : .seconds(1)
     }
 
     /// True exactly when nothing more is to come: the one connection that was passed has ended,
@@ -274,7 +288,7 @@ public final class Server {
             }
         }
         guard let idleTime = options.exitIdleTime else { return false }
-        return Instant.now() >= shared.lastConnectionEnd.advanced(by: idleTime)
+        return Instant.now() >= shared.lastConnectionEnd.advanced(by: max(idleTime, firstGrace))
     }
 
     // MARK: Reload
@@ -300,6 +314,7 @@ public final class Server {
                 name: old.name, index: old.index, settings: settings, isActivated: true,
                 replacing: old)
             routes[old.index] = new
+            new.admission.limit = settings.connectionsMax ?? .max
             for worker in workers { worker.mailbox.post(.replace(new)) }
         }
         let errors = problems.filter(\.isError)

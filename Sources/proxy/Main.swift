@@ -61,7 +61,7 @@ private func answer(_ error: any Error, to command: Invocation.Command) -> Int32
 /// Says what is wrong with the command line, to a service manager as well.
 private func refuse(_ message: String) -> Int32 {
     complain(message)
-    StartFailure.tellManager(StartError(description: message))
+    StartFailure.tellManager(StartError(description: message), exitStatus: usageStatus)
     return usageStatus
 }
 

@@ -7,7 +7,7 @@ func run(_ options: Options) -> Int32 {
         return try Server(options).run()
     } catch {
         complain(error.description)
-        StartFailure.tellManager(error)
+        StartFailure.tellManager(error, exitStatus: 1)
         return 1
     }
 }

@@ -158,7 +158,9 @@ def test_a_failed_start_tells_the_error(host: Host) -> None:
             assert systemd.process.wait(timeout=10) == 1
             messages = systemd.received()
             assert not any("READY" in message for message in messages)
-            assert any(message.get("ERRNO") == "98" for message in messages)  # EADDRINUSE
+            told = [message for message in messages if "ERRNO" in message]
+            assert [(one["ERRNO"], one["EXIT_STATUS"]) for one in told] == [("98", "1")]
+            assert "127.0.0.1:3000" in told[0]["STATUS"]  # EADDRINUSE
     finally:
         taken.close()
 

@@ -12,9 +12,6 @@
 #include <sys/types.h>
 #include <time.h>
 
-extern const uint32_t linux_EPOLLIN, linux_EPOLLPRI, linux_EPOLLOUT, linux_EPOLLERR, linux_EPOLLHUP,
-    linux_EPOLLRDHUP, linux_EPOLLET, linux_EPOLLEXCLUSIVE;
-
 // An enumeration in Glibc, which may end up in one Clang module or another.
 extern const int linux_SOCK_STREAM, linux_SOCK_DGRAM, linux_SOCK_SEQPACKET;
 
@@ -40,6 +37,7 @@ ssize_t linux_splice(int from, int to, size_t limit);  // SPLICE_F_MOVE | SPLICE
 int linux_eventfd(void);  // non-blocking, CLOEXEC
 int linux_signalfd(const int *signals, int count);
 int linux_block_signals(const int *signals, int count);  // for the whole process: call before threads
+int linux_unsent(int fd);  // SIOCOUTQ, -1 if it is not a socket
 int linux_set_nonblocking(int fd);
 int linux_set_cloexec(int fd);
 int linux_cpus_allowed(void);  // sched_getaffinity(2)

@@ -26,8 +26,14 @@ struct InheritedSockets: ~Copyable {
     /// True exactly when anything was passed, usable or not.
     private(set) var isActivated = false
 
+    /// True exactly when a client was passed that has left already.
+    private(set) var clientHasLeft = false
+
     /// Takes the descriptors, and unsets the variables so that no child takes them again.
-    init() {
+    ///
+    /// - Parameter mayTakeStandardInput: false where the user has said where to listen: a parent
+    ///   may have its own reasons for a socket there.
+    init(mayTakeStandardInput: Bool) throws(StartError) {
         var names: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = nil
         let count = unsafe sd_listen_fds_with_names(1, &names)
         for index in 0..<max(count, 0) {
@@ -40,9 +46,17 @@ struct InheritedSockets: ~Copyable {
             take(Passed(descriptor: descriptor, name: name))
         }
         unsafe free(names)
+        if count < 0 {
+            let error = SystemError(call: "sd_listen_fds", code: -count)
+            throw StartError(
+                description: "the sockets that $LISTEN_FDS announces cannot be taken over: "
+                    + error.message, code: error.code)
+        }
         if count > 0 {
             isActivated = true
-        } else if Self.isConnectedStream(STDIN_FILENO) {
+        } else if mayTakeStandardInput, Self.isConnectedStream(STDIN_FILENO),
+            let local = try? Socket.localAddress(STDIN_FILENO), local != .unnamed  // no socketpair
+        {
             isActivated = true
             connection = takeStandardStreams().map { Passed(descriptor: $0, name: "stdin") }
         }
@@ -59,6 +73,9 @@ struct InheritedSockets: ~Copyable {
             }
         } else if Self.isConnectedStream(fd), connection == nil {
             connection = passed
+        } else if Self.isDisconnectedStream(fd) {
+            clientHasLeft = true
+            _ = Glibc.close(fd)
         } else {
             let text =
                 "socket \(quoted(passed.name)) is \(Self.kind(fd)): "
@@ -93,6 +110,18 @@ struct InheritedSockets: ~Copyable {
     private static func isConnectedStream(_ fd: CInt) -> Bool {
         sd_is_socket(fd, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0
             && (try? Socket.peerAddress(fd)) != nil
+    }
+
+    /// True exactly when the socket was a client's that has reset it since.
+    private static func isDisconnectedStream(_ fd: CInt) -> Bool {
+        guard sd_is_socket(fd, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0 else { return false }
+        do throws(SystemError) {
+            _ = try Socket.peerAddress(fd)
+            return false
+        } catch {
+            // One that never was connected has no port of its own.
+            return error.code == ENOTCONN && ((try? Socket.localAddress(fd))?.port ?? 0) != 0
+        }
     }
 
     /// What a descriptor is, for a person.

@@ -98,9 +98,9 @@ struct RouteTable {
             if let there { return there.name }
         }
         if let first = named.first { return first.name }
-        // An instance of a template is on disk under the template's name only.
-        guard descriptorName.hasSuffix(".socket"), UnitSearch.template(of: descriptorName) != nil,
-            search.fragment(of: descriptorName) != nil
+        // An instance of a template is on disk under the template's name only; with Accept=yes,
+        // or through Sockets= of the service, a socket is ours whatever its Service= says.
+        guard descriptorName.hasSuffix(".socket"), search.fragment(of: descriptorName) != nil
         else { return nil }
         return descriptorName
     }

@@ -21,10 +21,12 @@ struct Startup {
     var table: RouteTable?
     /// True exactly when systemd passed the sockets.
     var isActivated = false
+    /// True exactly when the client that systemd has accepted for us has left already.
+    var clientHasLeft = false
 
     /// Takes over what systemd passes; opens sockets of our own where it passes nothing.
     init(_ options: Options) throws(StartError) {
-        let inherited = InheritedSockets()
+        let inherited = try InheritedSockets(mayTakeStandardInput: !options.isListenExplicit)
         isActivated = inherited.isActivated
         if isActivated {
             try adopt(inherited, options)
@@ -108,7 +110,8 @@ struct Startup {
                         text: "socket \(quoted(socket.name)) cannot be used: \(error)"))
             }
         }
-        if listeners.isEmpty && connection == nil {
+        clientHasLeft = inherited.clientHasLeft
+        if listeners.isEmpty && connection == nil && !clientHasLeft {
             throw StartError(
                 description: "systemd passed no socket that can be relayed"
                     + (problems.first.map { ": \($0.text)" } ?? ""))
@@ -127,7 +130,7 @@ struct Startup {
 
     /// "db.socket" of "db@5-10.0.0.1:5432-10.0.0.2:40000.service", as Accept=yes names services.
     static func socketOfInstance(_ service: String) -> String {
-        let base = service.prefix { $0 != "@" && $0 != "." }
-        return base + ".socket"
+        let end = service.firstIndex(of: "@") ?? service.lastIndex(of: ".") ?? service.endIndex
+        return service[..<end] + ".socket"
     }
 }

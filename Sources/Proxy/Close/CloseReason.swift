@@ -77,7 +77,7 @@ enum RejectReason: Int, LabelledCase {
 /// How one attempt to connect failed: the label `error` of
 /// `tcp_proxy_target_connect_failures_total`.
 enum ConnectFailure: Int, LabelledCase {
-    case refused, unreachable, timeout, unresolved, noDescriptors, noPorts, other
+    case refused, unreachable, timeout, unresolved, noDescriptors, noMemory, noPorts, other
 
     init(code: CInt) {
         self =
@@ -86,6 +86,7 @@ enum ConnectFailure: Int, LabelledCase {
             case EHOSTUNREACH, ENETUNREACH, ENETDOWN, EHOSTDOWN: .unreachable
             case ETIMEDOUT: .timeout
             case EMFILE, ENFILE: .noDescriptors
+            case ENOMEM, ENOBUFS, ENOSPC: .noMemory
             case EADDRNOTAVAIL: .noPorts
             default: .other
             }
@@ -99,6 +100,7 @@ enum ConnectFailure: Int, LabelledCase {
         case .timeout: .targetConnectTimeout
         case .unresolved: .targetUnresolved
         case .noDescriptors: .noDescriptors
+        case .noMemory: .noMemory
         case .other, .noPorts: .targetConnectFailed
         }
     }

@@ -5,8 +5,9 @@
 /// first, or with `.fail`.
 struct DialAttempt {
     enum Action: Equatable {
-        /// Look up the target of that number, then call `resolved`.
-        case resolve(Int)
+        /// Look up the target of that number, then call `resolved`; by that time at the latest,
+        /// with no addresses.
+        case resolve(Int, by: Instant)
         /// Connect, and call `failed` if that fails or is not done by then.
         case connect(SocketAddress, by: Instant)
         /// Do nothing until then, and call `start` again.
@@ -63,9 +64,11 @@ struct DialAttempt {
 
     private mutating func beginTarget(now: Instant) -> Action {
         guard targetIndex < targets.count else { return .fail(lastFailure) }
-        guard let fixed = targets[targetIndex].fixed else { return .resolve(targetIndex) }
-        addresses = fixed
+        addresses = targets[targetIndex].fixed ?? []
         addressIndex = 0
+        if targets[targetIndex].fixed == nil {
+            return .resolve(targetIndex, by: attemptDeadline(now: now))
+        }
         return next(now: now)
     }
 
@@ -92,7 +95,7 @@ struct DialAttempt {
             return isLast ? deadline : now.advanced(by: .seconds(10))
         }
         let left = deadline.nanoseconds(since: now)
-        let tries = UInt64(addresses.count - addressIndex + targets.count - 1 - targetIndex)
+        let tries = UInt64(max(addresses.count - addressIndex, 1) + targets.count - 1 - targetIndex)
         let share = max(left / max(tries, 1), min(left, 2_000_000_000))
         return Instant(nanoseconds: now.nanoseconds + share)
     }

@@ -18,8 +18,13 @@ extension Worker {
     }
 
     /// The resolver has answered.
-    func resolved(_ connection: Connection, _ addresses: [SocketAddress]) -> Step {
-        guard connection.phase == .resolving else { return .stay }
+    func resolved(
+        _ connection: Connection, target index: Int, _ addresses: [SocketAddress]
+    ) -> Step {
+        // An answer may come after its time, when another target is tried.
+        guard connection.phase == .resolving, connection.dial?.targetIndex == index else {
+            return .stay
+        }
         return advance(connection, connection.dial?.resolved(addresses, now: now))
     }
 
@@ -27,6 +32,13 @@ extension Worker {
     func dialProgressed(_ connection: Connection, _ readiness: Readiness) -> Step {
         if !readiness.isDisjoint(with: [.error, .hangup]) {
             let code = Socket.takeError(connection.targetDescriptor)
+            if code == ECONNRESET || code == EPIPE {
+                // A refusal is ECONNREFUSED: this one was connected, and what the target sent
+                // before it reset is still to be delivered.
+                connection.brokenBy = .targetReset
+                connection.toTarget.half.sinkFailed()
+                return .relay
+            }
             return attemptFailed(connection, code: code == 0 ? ECONNREFUSED : code)
         }
         return readiness.contains(.writable) ? .relay : .stay
@@ -37,7 +49,7 @@ extension Worker {
         switch connection.phase {
         case .waitingToRedial: redial(connection)
         case .dialling: attemptFailed(connection, code: ETIMEDOUT)
-        default: .end(.targetUnresolved)
+        default: advance(connection, connection.dial?.resolved([], now: now))
         }
     }
 
@@ -55,8 +67,8 @@ extension Worker {
         while true {
             switch action {
             case nil: return .stay  // no dial is under way
-            case .resolve(let index):
-                lookUp(connection, index)
+            case .resolve(let index, let limit):
+                lookUp(connection, index, by: limit)
                 return .stay
             case .wait(let until):
                 connection.phase = .waitingToRedial
@@ -111,17 +123,17 @@ extension Worker {
         connection[.target] = .init()
     }
 
-    private func lookUp(_ connection: Connection, _ index: Int) {
-        guard let deadline = connection.dial?.deadline,
-            case .host(let host, let port) = connection.route.targets[index].endpoint
-        else { return }
+    private func lookUp(_ connection: Connection, _ index: Int, by limit: Instant) {
+        guard case .host(let host, let port) = connection.route.targets[index].endpoint else {
+            return
+        }
         connection.phase = .resolving
         connection.connectStartedAt = now
-        timers.set(connection.key.index, at: deadline)
+        timers.set(connection.key.index, at: limit)
         let key = connection.key
         let mailbox = self.mailbox
         shared.resolver.lookUp(host: host, port: port) { addresses in
-            mailbox.post(.resolved(key, addresses))
+            mailbox.post(.resolved(key, target: index, addresses))
         }
     }
 }

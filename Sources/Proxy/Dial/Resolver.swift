@@ -53,20 +53,43 @@ final class Resolver: Sendable {
         switch next {
         case .answer(let addresses): reply(addresses)
         case .wake: wakeUp.signal()
-        case .startThread: startThread("resolver") { self.work() }
+        case .startThread: addThread()
         case .nothing: break
+        }
+    }
+
+    /// One more thread for the queue. At a limit on threads those that there are go on; without
+    /// any, nobody can be answered.
+    private func addThread() {
+        do throws(SystemError) {
+            try startThread("resolver") { self.work() }
+        } catch {
+            let unanswered = state.withLock { state in
+                state.threads -= 1
+                guard state.threads == 0 else { return [Reply]() }
+                defer {
+                    state.queue.removeAll()
+                    state.waiting.removeAll()
+                }
+                return state.waiting.values.flatMap { $0 }
+            }
+            for reply in unanswered { reply([]) }
         }
     }
 
     private func work() {
         while true {
+            var othersWait = false
             let name: Name? = state.withLock { state in
                 if state.queue.isEmpty {
                     state.idleThreads += 1
                     return nil
                 }
+                defer { othersWait = !state.queue.isEmpty && state.idleThreads > 0 }
                 return state.queue.removeFirst()
             }
+            // One wake-up may stand for several names: the next thread has the next one.
+            if othersWait { wakeUp.signal() }
             guard let name else {
                 wakeUp.wait(milliseconds: -1)
                 state.withLock { $0.idleThreads -= 1 }

@@ -105,6 +105,7 @@ extension Worker {
 
     private func holdForDescriptors() {
         shared.descriptorsRanOut(nil)
+        pipes.trim()
         pauseAccepting()
     }
 
@@ -119,7 +120,7 @@ extension Worker {
 
     private static let pause = Duration.milliseconds(50)
 
-    /// Ends the pause when its time has come or a connection has made room.
+    /// Ends the pause when its time has come.
     func resumeAccepting() {
         guard let at = acceptAgainAt, now >= at, !isDraining else { return }
         acceptAgainAt = nil

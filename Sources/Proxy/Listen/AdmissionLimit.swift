@@ -5,19 +5,23 @@ import Synchronization
 
 /// A count shared by the workers that never goes over its limit.
 final class AdmissionLimit: Sendable {
-    let limit: Int
+    private let most: Atomic<Int>
     private let open = Atomic<Int>(0)
 
     /// - Parameter limit: at least 0; nil for none.
-    init(limit: Int?) { self.limit = limit ?? .max }
+    init(limit: Int?) { most = Atomic(limit ?? .max) }
+
+    /// `Int.max` for none. A lower one cuts nobody off; it is kept once enough have left.
+    var limit: Int {
+        get { most.load(ordering: .relaxed) }
+        set { most.store(newValue, ordering: .relaxed) }
+    }
 
     var count: Int { open.load(ordering: .relaxed) }
 
     /// Takes a place. Exact: of two workers at the last place one gets it.
     func enter() -> Bool {
-        if open.wrappingAdd(1, ordering: .relaxed).newValue <= limit { return true }
-        leave()
-        return false
+        open.increment(by: 1, upTo: limit)
     }
 
     func leave() { open.wrappingSubtract(1, ordering: .relaxed) }
@@ -55,12 +59,13 @@ final class DescriptorBudget: Sendable {
         return used.load(ordering: .relaxed) + wanted <= total - forPipes
     }
 
+    /// Counts descriptors that are there already, whether they fit or not.
+    func charge(_ count: Int) { used.wrappingAdd(count, ordering: .relaxed) }
+
     func giveBack(_ count: Int) { used.wrappingSubtract(count, ordering: .relaxed) }
 
     private func take(_ count: Int, of share: Int) -> Bool {
-        if used.wrappingAdd(count, ordering: .relaxed).newValue <= share { return true }
-        giveBack(count)
-        return false
+        used.increment(by: count, upTo: share)
     }
 
     /// True exactly when the kernel gives a handful of descriptors at this moment.
@@ -102,5 +107,19 @@ final class DescriptorBudget: Sendable {
             }
         }
         return Int(clamping: limit.rlim_cur)
+    }
+}
+
+extension Atomic where Value == Int {
+    /// Adds, unless the sum would go over a bound; nobody else sees a sum that does.
+    func increment(by count: Int, upTo bound: Int) -> Bool {
+        var value = load(ordering: .relaxed)
+        while value + count <= bound {
+            let (done, original) = weakCompareExchange(
+                expected: value, desired: value + count, ordering: .relaxed)
+            if done { return true }
+            value = original
+        }
+        return false
     }
 }

@@ -10,7 +10,7 @@ final class Route: Sendable {
     /// Nanoseconds; `UInt64.max` for no limit.
     let connectTimeout: UInt64
     let idleTimeout: Duration?
-    /// Shared by a route's successive forms, unless the limit itself changed.
+    /// Shared by a route's successive forms: the connections that are open count on.
     let admission: AdmissionLimit
     let log: LogConnections
     /// True exactly when a target that refuses may still be starting: under socket activation.
@@ -27,11 +27,7 @@ final class Route: Sendable {
         targets = (settings?.targets ?? []).map(Target.init)
         connectTimeout = settings?.connectTimeout?.nanoseconds ?? .max
         idleTimeout = settings?.idleTimeout
-        if let old, old.admission.limit == AdmissionLimit(limit: settings?.connectionsMax).limit {
-            admission = old.admission
-        } else {
-            admission = AdmissionLimit(limit: settings?.connectionsMax)
-        }
+        admission = old?.admission ?? AdmissionLimit(limit: settings?.connectionsMax)
         log = settings?.logConnections ?? Options.defaultLogConnections
         patient = isActivated
     }

@@ -1,6 +1,5 @@
 // How other threads speak to a worker.
 
-
 /// What a worker can be told.
 enum Command: Sendable {
     /// Begin or go on accepting from these listeners.
@@ -10,7 +9,7 @@ enum Command: Sendable {
     /// Cut every connection.
     case cut(CloseReason)
     /// The answer to a look-up.
-    case resolved(SlabKey, [SocketAddress])
+    case resolved(SlabKey, target: Int, [SocketAddress])
     /// A route's new form, for new connections.
     case replace(Route)
     /// Relay a client that systemd has accepted, on that route.

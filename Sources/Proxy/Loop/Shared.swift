@@ -71,13 +71,18 @@ final class Shared: Sendable {
     /// Wakes the supervisor if it sleeps: there is something new to tell the manager.
     @inline(__always)
     func activity() {
-        if sleeps.load(ordering: .relaxed), sleeps.exchange(false, ordering: .relaxed) {
+        if sleeps.load(ordering: .sequentiallyConsistent),
+            sleeps.exchange(false, ordering: .relaxed)
+        {
             notice.signal()
         }
     }
 
     /// The supervisor has nothing to look at until a client comes.
-    func supervisorSleeps() { sleeps.store(true, ordering: .relaxed) }
+    ///
+    /// Sequentially consistent, like the look at the count that follows: one of the two sides sees
+    /// the other.
+    func supervisorSleeps() { sleeps.store(true, ordering: .sequentiallyConsistent) }
 
     func connectionEnded(at now: Instant) { lastEnd.store(now.nanoseconds, ordering: .relaxed) }
 

@@ -13,7 +13,7 @@ struct CounterSet: Sendable {
 
     /// True exactly when a connection has ended, or was refused.
     var hasEndedAny: Bool {
-        routes.contains { $0.duration.counts.contains { $0 > 0 } || $0.rejected.total > 0 }
+        routes.contains { $0.closed.total > 0 || $0.rejected.total > 0 }
     }
 }
 
@@ -48,7 +48,9 @@ struct CounterSet: Sendable {
     static let scratchSize = 64 * 1024
     private static let eventsPerWait = 256
 
-    init(number: Int, shared: Shared, routes: [Route]) throws(SystemError) {
+    init(
+        number: Int, of mostWorkers: Int, shared: Shared, routes: [Route]
+    ) throws(SystemError) {
         let now = Instant.now()
         let counterSet = CounterSet(routes: routes.map { _ in RouteCounters() })
         self.number = number
@@ -60,7 +62,8 @@ struct CounterSet: Sendable {
         mailbox = try Mailbox()
         queue = shared.log.makeQueue()
         timers = Timers(now: now)
-        pipes = PipePool(budget: shared.descriptors, counters: counterSet.worker)
+        pipes = PipePool(
+            budget: shared.descriptors, workers: mostWorkers, counters: counterSet.worker)
         load = LoadWindow(startedAt: now)
         unsafe scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
         try epoll.add(
@@ -90,7 +93,7 @@ struct CounterSet: Sendable {
     }
 
     /// Starts the worker's thread. It ends with the process.
-    func start() { startThread("worker-\(number)") { self.run() } }
+    func start() throws(SystemError) { try startThread("worker-\(number)") { self.run() } }
 
     private func run() -> Never {
         let events = UnsafeMutableBufferPointer<epoll_event>.allocate(capacity: Self.eventsPerWait)
@@ -116,7 +119,7 @@ struct CounterSet: Sendable {
         _ = linux_set_nonblocking(client.rawValue)
         let address = (try? Socket.peerAddress(client.rawValue)) ?? .unnamed
         if !address.isUnix { Socket.prepareForRelay(client.rawValue) }
-        _ = shared.descriptors.takeForConnection()
+        shared.descriptors.charge(2)
         let listen = (try? Socket.localAddress(client.rawValue)) ?? .unnamed
         admit(client, from: address, at: listen, routeIndex: routeIndex)
     }
@@ -186,7 +189,8 @@ struct CounterSet: Sendable {
     /// already, or the bytes before the error have nowhere to go.
     private func isCutShort(_ fromHere: HalfStream, _ readiness: Readiness) -> Bool {
         readiness.contains(.error)
-            && (fromHere.sourceEnded || fromHere.inPipe > 0 || !fromHere.sinkWritable)
+            && (fromHere.sourceEnded || fromHere.inPipe > 0 || !fromHere.sinkWritable
+                || fromHere.sinkBroken)
     }
 
     private func abort(_ connection: Connection, _ side: Side) -> Step {
@@ -238,8 +242,17 @@ struct CounterSet: Sendable {
         guard connection.isRelaying else { return dialTimerFired(connection) }
         if connection.phase == .young { mature(connection) }
         guard let limit = connection.route.idleTimeout else { return .stay }
-        let idleAt = connection.lastMovedAt.advanced(by: limit)
-        if now >= idleAt { return .end(.idleTimeout) }
+        var idleAt = connection.lastMovedAt.advanced(by: limit)
+        if now >= idleAt {
+            // Nothing was read, but what was sent before may still be on its way out.
+            let unsent =
+                Socket.unsent(connection.client.rawValue)
+                &+ Socket.unsent(connection.targetDescriptor)
+            if unsent == connection.unsentAtLastLook { return .end(.idleTimeout) }
+            connection.unsentAtLastLook = unsent
+            connection.lastMovedAt = now
+            idleAt = now.advanced(by: limit)
+        }
         timers.set(connection.key.index, at: idleAt)
         return .stay
     }
@@ -256,13 +269,12 @@ struct CounterSet: Sendable {
             stopListening()
             stoppedListening.store(true, ordering: .releasing)
             shared.notice.signal()
-            if connections.count == 0 { shared.notice.signal() }
         case .cut(let reason):
             for connection in connections.all { end(connection, reason) }
             shared.notice.signal()
-        case .resolved(let key, let addresses):
+        case .resolved(let key, let index, let addresses):
             if let connection = connections[key] {
-                take(resolved(connection, addresses), connection)
+                take(resolved(connection, target: index, addresses), connection)
             }
         case .replace(let route): routes[route.index] = route
         case .adopt(let descriptor, let routeIndex):

@@ -186,7 +186,7 @@ struct MetricsPage: Sendable {
         page.counter(
             "tcp_proxy_log_records_dropped_total",
             help: "Log records of connections dropped because the log could not keep up."
-        ) { $0.sample(sum { $0.recordsDropped.value }) }
+        ) { $0.sample(sum { $0.recordsDropped.value } + shared.log.dropped) }
         page.counter(
             "tcp_proxy_log_records_summarised_total",
             help: "Log records of connections that are in a summary instead of their own entry."

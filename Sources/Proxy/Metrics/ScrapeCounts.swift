@@ -1,4 +1,3 @@
-
 /// How many scrapes are being answered and have been answered, by status code. The endpoint writes
 /// it, the page reads it; any thread may do either.
 final class ScrapeCounts: Sendable {

@@ -28,6 +28,8 @@ final class Connection {
     var connectStartedAt: Instant
     var connectedAt: Instant?
     var lastMovedAt: Instant
+    /// Bytes in the two send buffers when an idle timeout last looked.
+    var unsentAtLastLook: CInt = 0
 
     var toTarget: Flow
     var toClient: Flow

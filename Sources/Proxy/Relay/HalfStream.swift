@@ -28,6 +28,8 @@ struct HalfStream {
     /// True exactly when a short read does not mean an empty socket: unix sockets stop at
     /// ancillary data, TCP stops at an urgent byte, and an error comes after the last byte.
     private var readsToEnd = false
+    /// True exactly when an urgent byte may have come unreported, while the source was muted.
+    private var mayMissUrgent = false
     /// True exactly when splicing would stop for ever at an urgent byte.
     private var copiesOnly = false
     /// True exactly when the stream is in bulk: then reading begins with a splice.
@@ -72,6 +74,9 @@ struct HalfStream {
         }
     }
 
+    /// News of the source's bytes, urgent ones included, are switched off.
+    mutating func sourceMuted() { mayMissUrgent = true }
+
     mutating func sinkBecameWritable() { sinkWritable = true }
 
     // MARK: What came of an action
@@ -84,8 +89,9 @@ struct HalfStream {
             splicing = !copiesOnly
         } else if !readsToEnd {
             // A short read means an empty socket (epoll(7)); a FIN seen before it was the end.
-            sourceReadable = false
-            sourceEnded = finPending
+            // Unless that read stopped at an urgent byte that nobody has told of.
+            sourceReadable = finPending && mayMissUrgent
+            sourceEnded = finPending && !mayMissUrgent
         }
     }
 

@@ -9,8 +9,13 @@ struct PipePool {
     /// After the kernel has refused a good pipe, when to ask it again.
     private var retryAt = Instant(nanoseconds: 0)
 
-    init(budget: DescriptorBudget, counters: WorkerCounters) {
+    /// How many empty pipes are kept; making one anew costs some 3 µs.
+    private let keptIdle: Int
+
+    /// - Parameter workers: how many share the budget at most.
+    init(budget: DescriptorBudget, workers: Int, counters: WorkerCounters) {
         self.budget = budget
+        keptIdle = max(1, min(32, budget.total / (16 * workers)))
         self.counters = counters
     }
 
@@ -34,11 +39,16 @@ struct PipePool {
 
     /// Takes an empty pipe back. Those beyond what a calm worker needs are closed.
     mutating func giveBack(_ pipe: Pipe) {
-        if idle.count < Self.keptIdle {
+        if idle.count < keptIdle {
             idle.append(pipe)
         } else {
             discard(pipe)
         }
+    }
+
+    /// Gives up the pipes that are not in use: connections need the descriptors more.
+    mutating func trim() {
+        while let pipe = idle.popLast() { discard(pipe) }
     }
 
     /// Takes a pipe back that still holds bytes, of a connection that was cut: nobody may read
@@ -47,9 +57,6 @@ struct PipePool {
         budget.giveBack(2)
         counters.pipes.subtract(1)
     }
-
-    /// Thirty-two pairs of descriptors; making a pipe anew costs some 3 µs.
-    private static let keptIdle = 32
 
     private func make() -> Pipe? {
         guard budget.take(2) else { return nil }

@@ -24,7 +24,8 @@ extension Worker {
             nanoseconds: now.nanoseconds(since: connection.connectStartedAt))
         connection.counters.activeOutbound.add(1)
         connection.counters.connectedOutbound.add(1)
-        timers.set(connection.key.index, at: now.advanced(byNanoseconds: Self.youth))
+        let firstLook = min(Self.youth, connection.route.idleTimeout?.nanoseconds ?? .max)
+        timers.set(connection.key.index, at: now.advanced(byNanoseconds: firstLook))
         return relay(connection)
     }
 
@@ -116,6 +117,7 @@ extension Worker {
                     }
                     return .waiting
                 }
+                connection.lastMovedAt = now
                 if !flow.half.sinkWritable { reportWritable(connection, side.other) }
                 continue
             }
@@ -304,6 +306,11 @@ extension Worker {
     func mute(_ connection: Connection, _ side: Side) {
         if connection[side].isMuted { return }
         connection[side].isMuted = true
+        if side == .client {
+            connection.toTarget.half.sourceMuted()
+        } else {
+            connection.toClient.half.sourceMuted()
+        }
         watch(connection, side)
     }
 
@@ -320,11 +327,11 @@ extension Worker {
         if watched.isMuted { interest.subtract([.readable, .urgent]) }
         if watched.reportsWritable { interest.insert(.writable) }
         let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+        let token = connection.key.token(side == .client ? .client : .target)
         do throws(SystemError) {
-            try epoll.modify(
-                fd, interest, token: connection.key.token(side == .client ? .client : .target))
+            try epoll.modify(fd, interest, token: token)
         } catch {
-            sinkError = error.code
+            assertionFailure("\(error)")  // for a descriptor that is registered there is no cause
         }
     }
 

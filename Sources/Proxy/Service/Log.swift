@@ -34,6 +34,7 @@ final class Log: Sendable {
     /// True exactly when the journal is where entries go, most often because stderr is its: entries then have fields, and a line that goes
     /// to stderr all the same has its priority in front, sd-daemon(3).
     private let hasJournal: Bool
+    private let droppedCount = Atomic<UInt64>(0)
     private let summarisedCount = Atomic<UInt64>(0)
 
     /// Entries come in bursts: after each look the thread rests this long, so that a busy worker
@@ -51,7 +52,10 @@ final class Log: Sendable {
         finished = try EventCounter()
     }
 
-    func start() { startThread("log") { self.work() } }
+    func start() throws(SystemError) { try startThread("log") { self.work() } }
+
+    /// Entries other than connections' that were dropped, for the queue was full.
+    var dropped: UInt64 { droppedCount.load(ordering: .relaxed) }
 
     /// Connections that are in a summary instead of their own entry.
     var summarised: UInt64 { summarisedCount.load(ordering: .relaxed) }
@@ -67,6 +71,8 @@ final class Log: Sendable {
             if state.entries.count < Self.mostEntries {
                 state.entries.append(
                     Entry(priority: priority, event: event, text: text, fields: fields))
+            } else {
+                droppedCount.wrappingAdd(1, ordering: .relaxed)
             }
         }
         wake()

@@ -36,9 +36,11 @@ struct Notifier {
     /// Every worker is alive.
     func watchdog() { send("WATCHDOG=1") }
 
-    /// The start failed for that reason.
-    func failed(_ message: String, code: CInt) {
-        send("STATUS=\(oneLine(message))" + (code == 0 ? "" : "\nERRNO=\(code)"))
+    /// The start failed for that reason, and the process is to end with that status.
+    func failed(_ message: String, code: CInt, exitStatus: Int32) {
+        send(
+            "STATUS=\(oneLine(message))\nEXIT_STATUS=\(exitStatus)"
+                + (code == 0 ? "" : "\nERRNO=\(code)"))
     }
 
     private func send(_ message: String) {
@@ -57,10 +59,10 @@ struct Notifier {
 public enum StartFailure {
     /// Tells the service manager why. Where one would start the proxy again at once, waits a
     /// second first: a mistake that stays must not keep a CPU busy.
-    public static func tellManager(_ error: StartError) {
+    public static func tellManager(_ error: StartError, exitStatus: Int32) {
         let notifier = Notifier()
         guard notifier.isActive else { return }
-        notifier.failed(error.description, code: error.code)
+        notifier.failed(error.description, code: error.code, exitStatus: exitStatus)
         sleep(1)
     }
 }

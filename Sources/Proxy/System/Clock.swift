@@ -26,9 +26,6 @@ struct Instant: Comparable, Sendable {
     /// CPU time that the calling thread has used, in nanoseconds.
     static func threadCPU() -> UInt64 { clock(CLOCK_THREAD_CPUTIME_ID) }
 
-    /// Wall-clock time in microseconds since 1970.
-    static func realtimeMicroseconds() -> UInt64 { clock(CLOCK_REALTIME) / 1000 }
-
     private static func clock(_ id: clockid_t) -> UInt64 {
         var time = timespec()
         unsafe clock_gettime(id, &time)

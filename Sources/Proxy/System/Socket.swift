@@ -103,6 +103,10 @@ enum Socket {
         (try? get(fd, SOL_SOCKET, SO_ERROR)) ?? 0
     }
 
+    /// Bytes sent that the peer has not acknowledged or, on a unix socket, read: SIOCOUTQ of
+    /// tcp(7) and unix(7).
+    static func unsent(_ fd: CInt) -> CInt { max(linux_unsent(fd), 0) }
+
     // MARK: Options
 
     static func set(_ fd: CInt, _ level: CInt, _ name: CInt, _ value: CInt) throws(SystemError) {

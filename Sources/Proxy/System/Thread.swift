@@ -17,12 +17,18 @@ private final class ThreadBody: Sendable {
 ///
 /// A plain function, not a closure at top level: there it would inherit the main actor and trap
 /// on the new thread.
-func startThread(_ name: String, _ body: @escaping @Sendable () -> Void) {
-    let box = unsafe Unmanaged.passRetained(ThreadBody(name: name, body: body)).toOpaque()
+///
+/// - Throws: EAGAIN at a limit on threads: TasksMax=, RLIMIT_NPROC.
+func startThread(
+    _ name: String, _ body: @escaping @Sendable () -> Void
+) throws(SystemError) {
+    let box = unsafe Unmanaged.passRetained(ThreadBody(name: name, body: body))
     var thread = pthread_t()
-    let code = unsafe pthread_create(&thread, nil, threadMain, box)
-    // Without this thread nothing works, and there is nobody to tell but the administrator.
-    precondition(code == 0, "cannot start the thread \(name): errno \(code)")
+    let code = unsafe pthread_create(&thread, nil, threadMain, box.toOpaque())
+    if code != 0 {
+        unsafe box.release()
+        throw SystemError(call: "pthread_create", code: code)
+    }
     pthread_detach(thread)
 }
 

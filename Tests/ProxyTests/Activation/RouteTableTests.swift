@@ -124,12 +124,13 @@ struct RouteTableTests {
         #expect(problems.first?.text.contains("Target=") == true)
     }
 
-    @Test("a unit that starts another service is not ours")
+    @Test(
+        "a descriptor of a unit's name is that unit's, be it that the unit starts another service")
     func otherService() {
         folder.write(
             "web.socket", "[Socket]\nListenStream=1\nService=other.service\n[X-Proxy]\nTarget=:1\n")
-        let (found, _) = routes(["web.socket"])
-        #expect(found.first?.settings == nil)
+        let (found, _) = routes(["web.socket", "web"])
+        #expect(found.map { $0.settings == nil } == [false, true])
     }
 
     @Test("an instance of a template has the template's settings")

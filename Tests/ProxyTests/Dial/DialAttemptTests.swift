@@ -33,7 +33,7 @@ struct DialAttemptTests {
     func unresolved() {
         var dial = attempt([named])
         var action = dial.start(now: start)
-        #expect(action == .resolve(0))
+        #expect(action == .resolve(0, by: after(10_000)))
         action = dial.resolved([], now: start)
         #expect(action == .fail(.unresolved))
     }
@@ -59,6 +59,15 @@ struct DialAttemptTests {
         action = dial.failed(.refused, now: start)
         #expect(action == .connect(.ipv4(0x7f00_0002, port: 1), by: after(10_000)))
         #expect(dial.targetIndex == 1)
+    }
+
+    @Test("a name server that does not answer leaves the next target its share of the time")
+    func hangingLookUp() {
+        var dial = attempt([named, fixed(2)])
+        var action = dial.start(now: start)
+        #expect(action == .resolve(0, by: after(5000)))
+        action = dial.resolved([], now: after(5000))
+        #expect(action == .connect(.ipv4(0x7f00_0002, port: 1), by: after(10_000)))
     }
 
     @Test("when the time is over the dial fails with a timeout")

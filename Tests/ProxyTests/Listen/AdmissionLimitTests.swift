@@ -16,6 +16,20 @@ struct AdmissionLimitTests {
         #expect(!limit.enter())
     }
 
+    @Test("a lowered limit cuts nobody off and admits nobody before enough have left")
+    func lowered() {
+        let limit = AdmissionLimit(limit: 3)
+        for _ in 0..<3 {
+            let entered = limit.enter()
+            #expect(entered)
+        }
+        limit.limit = 2
+        limit.leave()
+        #expect(!limit.enter())
+        limit.leave()
+        #expect(limit.enter())
+    }
+
     @Test("descriptors are kept back for metrics and log, and some for pipes")
     func budget() {
         let budget = DescriptorBudget(limit: 1024, inUse: 24)

@@ -148,6 +148,19 @@ struct HalfStreamTests {
         #expect(half.next() == .receive)
     }
 
+    @Test("a short read is not the end where an urgent byte may have come while it was muted")
+    func urgentWhileMuted() {
+        var half = ready()
+        half.sinkBlocked()
+        half.sourceMuted()
+        half.sourceBecame(.peerFinished)
+        half.sinkBecameWritable()
+        half.received(10, of: 100)
+        #expect(half.next() == .receive)
+        half.receivedEnd()
+        #expect(half.next() == .finish)
+    }
+
     @Test("a broken sink takes nothing more, and the direction is over")
     func brokenSink() {
         var half = ready()
