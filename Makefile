@@ -12,7 +12,7 @@ PREFIX ?= /usr/local
 LIBRARIES := .build/static-libraries
 FLAGS := -c release --static-swift-stdlib --product proxy $(if $(JOBS),--jobs $(JOBS)) \
     -Xswiftc -use-ld=lld -Xswiftc -L$(CURDIR)/$(LIBRARIES) -Xlinker -z -Xlinker \
-    pack-relative-relocs -Xlinker --no-export-dynamic -Xlinker --icf=all
+    pack-relative-relocs -Xlinker -z -Xlinker now -Xlinker --no-export-dynamic -Xlinker --icf=all
 SOURCES := Package.swift Sources Tests
 PYTEST := /usr/bin/python3 -B -m pytest -q -p no:cacheprovider
 

@@ -87,6 +87,7 @@ public final class Server {
         let metricsAddress = startup.metrics.first.flatMap { try? Socket.localAddress($0) }
         if metricsAddress != nil {
             do {
+                try checkThreadCanStart()  // NIO traps where it cannot
                 try metrics.start()
             } catch {
                 throw StartError(description: "cannot serve metrics: \(error)")
@@ -154,7 +155,8 @@ public final class Server {
 
     /// A name that is not known yet may be later: each connection asks again.
     private func warnOfUnresolved() {
-        for target in routes.flatMap(\.targets) where target.fixed == nil {
+        for (route, target) in routes.flatMap({ route in route.targets.map { (route.name, $0) } })
+        where target.fixed == nil {
             guard case .host(let host, let port) = target.endpoint else { continue }
             let log = shared.log
             shared.resolver.lookUp(host: host, port: port) { addresses in
@@ -162,7 +164,8 @@ public final class Server {
                 log.line(
                     .warning, .targetUnresolved,
                     "target \(quoted(target.endpoint.description)) does not resolve now: "
-                        + "it is looked up again for each connection")
+                        + "it is looked up again for each connection",
+                    fields: [(name: "PROXY_ROUTE", value: route)])
             }
         }
     }
@@ -174,7 +177,7 @@ public final class Server {
             let worker = try Worker(
                 number: workers.count, of: mostWorkers, shared: shared, routes: routes)
             try worker.start()
-            shared.add(worker.counterSet)
+            shared.add(worker.counters)
             workers.append(worker)
         } catch {
             throw StartError(description: "cannot start a worker: \(error)", code: error.code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def tcp_table(pid: int) -> list[tuple[str, Address, Address, str]]:
             field = line.split()
             rows.append((f"socket:[{field[9]}]", decode(field[1]), decode(field[2]), field[3]))
     return rows
+
+
+def tcp_queue(pid: int, local: Address, remote: Address) -> int:
+    """Bytes that an IPv4 connection has received and nobody has read (rx_queue in proc(5))."""
+    ends = ["%08X:%04X" % (int.from_bytes(socket.inet_aton(host), sys.byteorder), port)
+            for host, port in (local, remote)]
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        field = line.split()
+        if field[1:3] == ends:
+            return int(field[4].partition(":")[2], 16)
+    raise AssertionError(f"no connection between {local} and {remote}")
 
 
 def listening_sockets(pid: int) -> list[Address]:

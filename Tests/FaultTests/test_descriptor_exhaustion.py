@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness import (
-    DEADLINE, KIB, MIB, Lab, Proxy, always, cycle, echo_once, eventually, is_open, parallel,
+    DEADLINE, KIB, MIB, Lab, Proxy, always, cycle, echo_once, eventually, fill, is_open, parallel,
     receive_exactly, receive_stream, reset, send_stream,
 )
 
@@ -162,3 +162,40 @@ def test_resets_while_descriptors_are_out_do_not_confuse_it(lab):
     with socket.create_connection(proxy.listen_address, timeout=DEADLINE) as client:
         echo_once(client)
     proxy.assert_idle()
+
+
+def test_bulk_that_is_over_takes_no_descriptors_from_later_connections(lab):
+    """Pipes kept for the next bulk give way to connections that need the descriptors."""
+    echo = lab.echo()
+    proxy = lab.proxy(echo, "--workers=1", nofile=64)
+
+    def capacity() -> int:
+        clients = crowd(lab, proxy, 40)
+        served = len(settle(clients))
+        assert served < len(clients), "the limit had no effect"
+        for client in clients:
+            reset(client)
+        eventually(lambda: proxy.value("tcp_proxy_connections_active") == 0, "all to end")
+        return served
+
+    fresh = capacity()
+    before = proxy.descriptors()["pipe"]
+    bulk = [lab.client(proxy) for _ in range(4)]
+    counts = parallel(*(
+        (lambda client=client, name=name: fill(client, f"bulk {name}"))
+        for name, client in enumerate(bulk)
+    ))
+    assert proxy.descriptors()["pipe"] >= before + 8, "the bulk phase used no pipes"
+    for client in bulk:
+        client.shutdown(socket.SHUT_WR)
+    parallel(*(
+        (lambda client=client, name=name, count=count: receive_stream(
+            client, f"bulk {name}", count, until_eof=True
+        ))
+        for name, (client, count) in enumerate(zip(bulk, counts))
+    ))
+    for client in bulk:
+        client.close()
+    proxy.await_value(0, "tcp_proxy_connections_active")
+    after = capacity()
+    assert after >= fresh, f"{after} connections served after the bulk, {fresh} before"

@@ -1,5 +1,7 @@
 """A reset passes as a reset, and leaves nothing behind."""
 
+import os
+import signal
 import socket
 
 import pytest
@@ -156,3 +158,31 @@ def test_fin_of_the_client_and_reset_of_the_target_end_the_connection(lab):
     reset(server)
     expect_reset(client)
     proxy.await_value(0, "tcp_proxy_connections_active")
+
+
+def test_what_the_target_sent_before_it_reset_reaches_the_client(lab):
+    """A target that is full says so and resets, before the proxy has seen the end of its dial."""
+    banner = b"too many connections\n"
+    target = lab.full_target()
+    proxy = lab.proxy(target)
+    clients = [lab.client(proxy) for _ in range(60)]
+    proxy.await_value(len(clients), "tcp_proxy_target_connect_attempts_total")
+    os.kill(proxy.pid, signal.SIGSTOP)  # so that each dial's success and reset are one event
+    try:
+        target.make_room()
+        for _ in clients:
+            server = target.accept_live()
+            server.sendall(banner)
+            reset(server)
+    finally:
+        os.kill(proxy.pid, signal.SIGCONT)
+    lost = 0
+    for client in clients:
+        try:
+            assert receive_exactly(client, len(banner)) == banner
+            expect_reset(client)
+        except ConnectionResetError:
+            lost += 1
+    assert lost == 0, f"{lost} of {len(clients)} clients were reset without the banner"
+    proxy.await_closed(target_reset=len(clients))
+    assert proxy.value("tcp_proxy_target_connect_failures_total") == 0

@@ -1,5 +1,6 @@
 """Back-pressure: what a slow reader leaves unread stays in the kernel and slows its sender."""
 
+import socket
 import time
 
 import pytest
@@ -122,3 +123,40 @@ def test_one_byte_writes_behind_a_full_pipe_arrive(lab):
     echo = b"and back"
     server.sendall(echo)
     assert receive_exactly(client, len(echo)) == echo
+
+
+@pytest.mark.parametrize("sender", ["client", "target"])
+def test_idle_timeout_does_not_cut_what_a_slow_reader_still_drains(lab, sender):
+    """A large send buffer feeds a slow reader for longer than the timeout: nothing is read
+    meanwhile, yet bytes leave."""
+    target = lab.target(receive_buffer=64 * KIB)
+    proxy = lab.proxy(target, "--idle-timeout=1s")
+    client, server = lab.pair(proxy, target, receive_buffer=64 * KIB)
+    source, destination = (client, server) if sender == "client" else (server, client)
+    count = fill(source, "slow")
+    stream = Stream("slow")
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        data = destination.recv(8 * KIB)
+        assert data, f"ended after {stream.position} of {count} bytes"
+        stream.check(data)
+        time.sleep(0.05)
+    assert stream.position < count, "the reader was not slow enough to prove anything"
+    source.shutdown(socket.SHUT_WR)
+    while data := destination.recv(256 * KIB):
+        stream.check(data)
+    assert stream.position == count
+    destination.close()
+    proxy.await_closed(**{f"{sender}_closed": 1})
+
+
+def test_idle_timeout_cuts_a_transfer_whose_reader_has_stopped(lab):
+    """Bytes that wait in a send buffer do not keep a connection alive: they must leave."""
+    target = lab.target(receive_buffer=64 * KIB)
+    proxy = lab.proxy(target, "--idle-timeout=1s")
+    client, _ = lab.pair(proxy, target)
+    fill(client, "stuck")
+    proxy.await_closed(idle_timeout=1, deadline=5 * PATIENCE)
+    with pytest.raises(OSError):
+        while True:
+            client.sendall(b"x" * KIB)

@@ -10,7 +10,7 @@ import pytest
 
 from harness import (
     KIB, MIB, PATIENCE, Address, Lab, cycle, echo_once, eventually, expect_end, expect_eof,
-    fill, host_port, parallel, receive_all, receive_exactly, receive_stream, send_stream,
+    fill, host_port, parallel, receive_all, receive_exactly, receive_stream, reset, send_stream,
 )
 
 
@@ -168,3 +168,18 @@ def test_access_to_the_path_follows_the_umask(lab, folder):
     os.umask(umask)
     assert mode & umask == 0, f"{mode:o} with a umask of {umask:o}"
     echo_once(lab.client(proxy))
+
+
+def test_client_that_resets_after_the_target_stopped_reading_ends_the_connection(lab, folder):
+    """Writes to a unix socket fail at once after its peer's shutdown(SHUT_RD), reads go on."""
+    target = lab.target(str(folder / "target"))
+    proxy = lab.proxy(target)
+    client, server = lab.pair(proxy, target)
+    server.shutdown(socket.SHUT_RD)
+    client.sendall(b"x")
+    proxy.await_value(1, "inbound_bytes_count")
+    server.sendall(b"still talking")
+    assert receive_exactly(client, 13) == b"still talking"
+    reset(client)
+    proxy.await_value(0, "tcp_proxy_connections_active", deadline=3 * PATIENCE)
+    expect_end(server)

@@ -204,18 +204,19 @@ def test_man_page_of_the_service(host: Host) -> None:
             assert said(host) == b"db2\n"
         host.wait_entry("CONNECTION_ENDED", "PROXY_ROUTE=postgres")
 
-        # `systemctl edit` wants a terminal and an editor.
-        container.write(
-            "/root/editor",
-            '#!/bin/sh\nprintf "[X-Proxy]\\nConnectTimeoutSec=200ms\\n" > "$1"\n',
-            "0755",
-        )
+        # `systemctl edit` wants a terminal, and an editor that writes between its two comments.
+        text = r"[X-Proxy]\nConnectTimeoutSec=200ms"
+        editor = f"for file; do :; done\nsed -i '/^### Anything between/a {text}' \"$file\"\n"
+        container.write("/root/editor", "#!/bin/sh\n" + editor, "0755")
         edit_command, reload_command = edit.strip().splitlines()
         container.shell(f"SYSTEMD_EDITOR=/root/editor script -qec '{edit_command}' /dev/null")
+        assert "ConnectTimeoutSec=200ms" in host.systemctl("cat", "postgres.socket").stdout
         container.shell(reload_command)
         host.wait_entry("ROUTES_RELOADED")
+        began = time.monotonic()
         with pytest.raises(ConnectionResetError):  # no database runs
             said(host)
+        assert time.monotonic() - began < 5  # the default is 10 s
         host.wait_entry("CONNECTION_FAILED", "PROXY_ROUTE=postgres")
         explained, as_json = search.strip().splitlines()
         assert "Subject: Connection on route postgres failed" in container.shell(explained).stdout

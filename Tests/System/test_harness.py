@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from container import CommandFailed, Container, wait_until
 from host import echo, exchange, target
@@ -59,8 +61,8 @@ def test_serves_targets_inside_the_container(container: Container) -> None:
 def test_finds_a_process_of_the_container_on_the_host(container: Container) -> None:
     container.run("systemd-run", "--unit=test-waits", "sleep", "infinity")
     pid = container.host_pid(container.main_pid("test-waits.service"))
-    command = wait_until("exec", lambda: open(f"/proc/{pid}/cmdline").read().split("\0")[:2])
-    assert command[-1] == "infinity"
+    command = Path(f"/proc/{pid}/cmdline")  # systemd's own until it has called execve
+    wait_until("it is sleep", lambda: command.read_text().split("\0")[1:2] == ["infinity"])
     container.systemctl("stop", "test-waits.service")
 
 

@@ -34,7 +34,7 @@ def install_newer(host: Host, package: Path) -> None:
     """The same package with a higher version, made from it."""
     host.container.shell(
         f"cd /root && rm -rf newer && dpkg-deb -R {package.name} newer"
-        " && sed -i 's/^Version: .*/&+newer/' newer/DEBIAN/control && dpkg-deb -b newer newer.deb"
+        " && sed -i 's/^Version: .*/&+newer/' newer/DEBIAN/control && dpkg-deb -Znone -b newer newer.deb"
     )
     host.run("apt-get", "install", "--yes", "/root/newer.deb")
 

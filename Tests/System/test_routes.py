@@ -113,6 +113,10 @@ def test_a_faulty_route_is_refused_alone_with_file_and_line(host: Host) -> None:
     assert refused["PROXY_ROUTE"] == "one"
     assert re.search(r"/etc/systemd/system/one\.socket:\d+", refused["MESSAGE"])
     assert "no-port-here" in refused["MESSAGE"]
+    with pytest.raises(ConnectionResetError):
+        said(host, ONE)
+    turned_away = host.wait_entry("CLIENTS_REFUSED", "PROXY_ROUTE=one")
+    assert "route 'one' was refused" in turned_away["MESSAGE"]
     assert host.container.state(SERVICE) == "active"
 
 
@@ -183,6 +187,8 @@ def test_connections_max_turns_further_clients_of_its_route_away(host: Host) -> 
     rejected = "tcp_proxy_connections_rejected_total"
     assert host.metrics().metric(rejected, route="one", reason="limit") == 1
     assert host.metrics().metric(rejected, route=DEFAULT_ROUTE, reason="limit") == 0
+    refused = host.wait_entry("CLIENTS_REFUSED", "PROXY_ROUTE=one")
+    assert "at its limit, 1 open connection" in refused["MESSAGE"]
 
 
 def test_idle_timeout_closes_a_silent_connection_of_its_route_alone(host: Host) -> None:

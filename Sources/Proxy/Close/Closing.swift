@@ -15,7 +15,7 @@ extension Worker {
         release(&connection.toClient)
         let wasRelaying = connection.isRelaying
         connection.target = nil
-        connections.remove(connection)  // the last reference but the caller's: closes the client
+        connections.remove(connection)  // closes the client once nobody is at work on it
 
         connection.route.admission.leave()
         shared.admission.leave()

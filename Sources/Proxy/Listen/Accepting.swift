@@ -45,16 +45,20 @@ extension Worker {
         let route = routes[routeIndex]
         let counters = self.counters.routes[routeIndex]
         if route.isRefused {
-            return reject(client, counters, .noTarget, RouteTable.noTarget(route.name))
+            return reject(
+                client, route, .noTarget,
+                "route \(quoted(route.name)) was refused, as told before: its clients are turned away"
+            )
         }
         guard shared.admission.enter() else {
-            return reject(client, counters, .limit, Self.atLimit(shared.admission.limit))
+            return reject(
+                client, route, .limit, "the proxy is \(Self.atLimit(shared.admission.limit))")
         }
         guard route.admission.enter() else {
             shared.admission.leave()
             return reject(
-                client, counters, .limit,
-                "route \(quoted(route.name)): " + Self.atLimit(route.admission.limit))
+                client, route, .limit,
+                "route \(quoted(route.name)) is \(Self.atLimit(route.admission.limit))")
         }
         let connection = Connection(
             id: shared.nextConnectionID(), route: route, counters: counters, client: client,
@@ -74,18 +78,19 @@ extension Worker {
     }
 
     private func reject(
-        _ client: consuming FileDescriptor, _ counters: RouteCounters, _ reason: RejectReason,
+        _ client: consuming FileDescriptor, _ route: Route, _ reason: RejectReason,
         _ message: @autoclosure () -> String
     ) {
         Socket.resetOnClose(client.rawValue)
-        counters.rejected.add(reason.rawValue)
+        counters.routes[route.index].rejected.add(reason.rawValue)
         shared.descriptors.giveBack(2)
-        shared.log.atMostEverySecond(.warning, .clientRefused, message())
+        shared.log.atMostEverySecond(.warning, .clientRefused, message(), route: route.name)
         if listeners.isEmpty { shared.notice.signal() }  // it was the only one
     }
 
     private static func atLimit(_ limit: Int) -> String {
-        "limit of \(limit) connections reached: refusing clients until one ends"
+        "at its limit, \(Status.count(limit, "open connection")): "
+            + "clients are turned away until one ends"
     }
 
     // MARK: No room

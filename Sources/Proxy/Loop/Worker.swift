@@ -22,7 +22,7 @@ struct CounterSet: Sendable {
     let number: Int
     let shared: Shared
     let mailbox: Mailbox
-    let counterSet: CounterSet
+    let counters: CounterSet
     private let stoppedListening = Atomic<Bool>(false)
     private let answered = Atomic<Bool>(true)
     private let oldest = Atomic<UInt64>(.max)
@@ -52,18 +52,18 @@ struct CounterSet: Sendable {
         number: Int, of mostWorkers: Int, shared: Shared, routes: [Route]
     ) throws(SystemError) {
         let now = Instant.now()
-        let counterSet = CounterSet(routes: routes.map { _ in RouteCounters() })
+        let counters = CounterSet(routes: routes.map { _ in RouteCounters() })
         self.number = number
         self.shared = shared
         self.routes = routes
         self.now = now
-        self.counterSet = counterSet
+        self.counters = counters
         epoll = try Epoll()
         mailbox = try Mailbox()
         queue = shared.log.makeQueue()
         timers = Timers(now: now)
         pipes = PipePool(
-            budget: shared.descriptors, workers: mostWorkers, counters: counterSet.worker)
+            budget: shared.descriptors, workers: mostWorkers, counters: counters.worker)
         load = LoadWindow(startedAt: now)
         unsafe scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
         try epoll.add(
@@ -72,8 +72,6 @@ struct CounterSet: Sendable {
     }
 
     deinit { unsafe scratch.deallocate() }
-
-    var counters: CounterSet { counterSet }
 
     /// True exactly when the worker has taken note of `.drain`: it accepts no more.
     var hasStoppedListening: Bool { stoppedListening.load(ordering: .acquiring) }

@@ -18,10 +18,15 @@ final class Log: Sendable {
         let fields: [(name: String, value: String)]
     }
 
+    private struct Kind: Hashable {
+        let event: LogEvent
+        let route: String?
+    }
+
     private struct State {
         var entries: [Entry] = []
         var queues: [RecordQueue] = []
-        var lastSaid: [LogEvent: Instant] = [:]
+        var lastSaid: [Kind: Instant] = [:]
         var isClosed = false
     }
 
@@ -78,19 +83,26 @@ final class Log: Sendable {
         wake()
     }
 
-    /// Like `line`, but says nothing if the same event was told of within the last second.
+    /// Like `line`, but says nothing if the same event of the same route was told of within the
+    /// last second.
     func atMostEverySecond(
-        _ priority: Priority, _ event: LogEvent, _ text: @autoclosure () -> String
+        _ priority: Priority, _ event: LogEvent, _ text: @autoclosure () -> String,
+        route: String? = nil
     ) {
         let now = Instant.now()
+        let kind = Kind(event: event, route: route)
         let isNew = state.withLock { state in
-            if let last = state.lastSaid[event], now.nanoseconds(since: last) < 1_000_000_000 {
+            if let last = state.lastSaid[kind], now.nanoseconds(since: last) < 1_000_000_000 {
                 return false
             }
-            state.lastSaid[event] = now
+            state.lastSaid[kind] = now
             return true
         }
-        if isNew { line(priority, event, text()) }
+        if isNew {
+            line(
+                priority, event, text(),
+                fields: route.map { [(name: "PROXY_ROUTE", value: $0)] } ?? [])
+        }
     }
 
     func makeQueue() -> RecordQueue {
@@ -204,9 +216,11 @@ final class Log: Sendable {
         _ fields: [(name: String, value: String)], _ writer: inout Writer
     ) {
         if writer.journalIsThere {
-            var all = [(name: "MESSAGE", value: line), ("PRIORITY", "\(priority.rawValue)")]
-            if let id = event.messageID { all.append(("MESSAGE_ID", id)) }
-            if Journal.send(all + fields) { return }
+            let head = [
+                (name: "MESSAGE", value: line), ("PRIORITY", "\(priority.rawValue)"),
+                ("MESSAGE_ID", event.messageID),
+            ]
+            if Journal.send(head + fields) { return }
         }
         if hasJournal { writer.text += "<\(priority.rawValue)>".utf8 }
         writer.text += line.utf8

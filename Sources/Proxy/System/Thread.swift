@@ -32,6 +32,14 @@ func startThread(
     pthread_detach(thread)
 }
 
+/// Finds out whether a thread could be started now, for libraries that trap where none can.
+func checkThreadCanStart() throws(SystemError) {
+    var thread = pthread_t()
+    let code = unsafe pthread_create(&thread, nil, { _ in nil }, nil)
+    if code != 0 { throw SystemError(call: "pthread_create", code: code) }
+    pthread_join(thread, nil)
+}
+
 private func threadMain(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
     if let argument = unsafe argument {
         let thread = unsafe Unmanaged<ThreadBody>.fromOpaque(argument).takeRetainedValue()
