@@ -264,7 +264,9 @@ public final class Server {
     }
 
     private func watchDescriptors() {
-        guard shared.isOutOfDescriptors, shared.descriptors.hasRoom else { return }
+        guard shared.isOutOfDescriptors, shared.shortageIsOver(at: .now()),
+            shared.descriptors.hasRoom
+        else { return }
         if DescriptorBudget.kernelHasRoom() { shared.descriptorsCameBack() }
     }
 

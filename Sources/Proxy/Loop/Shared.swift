@@ -13,6 +13,7 @@ final class Shared: Sendable {
     private let lastID = Atomic<UInt64>(0)
     private let busy = Atomic<Bool>(false)
     private let sleeps = Atomic<Bool>(false)
+    private let lastShortage = Atomic<UInt64>(0)
     private let exhausted = Atomic<Bool>(false)
     private let draining = Atomic<Bool>(false)
     private let goodReloads = Atomic<UInt64>(0)
@@ -95,6 +96,7 @@ final class Shared: Sendable {
     ///
     /// - Parameter error: what accept said; nil if the proxy kept within its own budget.
     func descriptorsRanOut(_ error: SystemError?) {
+        lastShortage.store(Instant.now().nanoseconds, ordering: .relaxed)
         if exhausted.exchange(true, ordering: .relaxed) { return }
         let cause = error.map { " (\($0))" } ?? ""
         log.line(
@@ -105,6 +107,13 @@ final class Shared: Sendable {
     }
 
     var isOutOfDescriptors: Bool { exhausted.load(ordering: .relaxed) }
+
+    /// True exactly when nobody has met the shortage for a second. While clients wait it is met
+    /// at each try, many times a second.
+    func shortageIsOver(at now: Instant) -> Bool {
+        let last = Instant(nanoseconds: lastShortage.load(ordering: .relaxed))
+        return now.nanoseconds(since: last) > 1_000_000_000
+    }
 
     /// Says that there are descriptors again.
     func descriptorsCameBack() {
