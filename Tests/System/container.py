@@ -124,7 +124,8 @@ class Container:
             raise AssertionError(f"systemd-nspawn ended:\n{self.console()}")
         children = Path(f"/proc/{self.nspawn.pid}/task/{self.nspawn.pid}/children").read_text()
         for pid in children.split():
-            with contextlib.suppress(FileNotFoundError):
+            # A child that has ended meanwhile is not the one; reading then fails with ESRCH.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
                     return int(pid)
         return 0
