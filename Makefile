@@ -14,7 +14,7 @@ FLAGS := -c release --static-swift-stdlib --product proxy $(if $(JOBS),--jobs $(
     -Xswiftc -use-ld=lld -Xswiftc -L$(CURDIR)/$(LIBRARIES) -Xlinker -z -Xlinker \
     pack-relative-relocs -Xlinker -z -Xlinker now -Xlinker --no-export-dynamic -Xlinker --icf=all
 SOURCES := Package.swift Sources Tests
-PYTEST := /usr/bin/python3 -B -m pytest -q -p no:cacheprovider
+PYTEST := ./Tests/run-pytest
 
 # Each tool by the Debian package that has it. Whoever only builds needs the first line.
 BUILD_PACKAGES := gcc libc6-dev libstdc++-12-dev libsystemd-dev pkg-config make git
@@ -72,7 +72,7 @@ client-test:
 lint: toolchain
 	$(SWIFT) format lint --strict --parallel --recursive $(SOURCES)
 	@shellcheck .ci/run packaging/install-missing packaging/try Benchmarks/setup.sh Tests/Fuzz/run.sh \
-	    Tests/sanitize
+	    Tests/sanitize Tests/run-pytest
 
 format: toolchain
 	$(SWIFT) format --in-place --parallel --recursive $(SOURCES)
