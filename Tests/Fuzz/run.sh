@@ -3,6 +3,8 @@
 #
 #   Tests/Fuzz/run.sh [seconds for each] [target …]      default: 30 seconds, all targets
 #
+# FUZZ_ARGUMENTS adds libFuzzer's own, such as -seed=1 -runs=20000 for the same inputs each time.
+#
 # A target is one file NAMEFuzz.swift; its line "// fuzz-sources: …" names the folders or files that
 # are built into it. Seeds are in corpus/NAME, words in NAME.dict. Finds are kept in .build/fuzz,
 # which the next run goes on from. An input that breaks a target is left in .build/fuzz/NAME/broken-*.
@@ -31,6 +33,8 @@ for name in "$@"; do
 
     arguments=(-max_total_time="$seconds" -max_len=2048 -timeout=5 -rss_limit_mb=2048
         -artifact_prefix="$out/broken-" -print_final_stats=1)
+    # shellcheck disable=SC2206  # a list
+    arguments+=(${FUZZ_ARGUMENTS:-})
     [[ -e $here/$name.dict ]] && arguments+=(-dict="$here/$name.dict")
     # LeakSanitizer looks at every input, for nothing: the Swift runtime keeps its metadata.
     if ASAN_OPTIONS=detect_leaks=0 "$out/target" "${arguments[@]}" \

@@ -105,7 +105,7 @@ extension Endpoint {
     private static func abstractName(
         _ text: Substring, _ failure: Failure
     ) throws(OptionError) -> String {
-        let name = text.dropFirst()
+        let name = text.withoutFirstByte
         if name.isEmpty { throw failure("expected a name after @") }
         if name.utf8.count > longestPath {
             throw failure(
@@ -143,7 +143,7 @@ extension Endpoint {
             guard rest.utf8.first == UInt8(ascii: ":") else {
                 throw failure("expected :PORT after the ]")
             }
-            return (String(address), rest.dropFirst())
+            return (String(address), rest.withoutFirstByte)
         }
         guard let colon = bytes.lastIndex(of: UInt8(ascii: ":")) else {
             try checkHost(text[...], failure)
@@ -197,7 +197,7 @@ extension Endpoint {
     static func isIPv6(_ text: Substring) -> Bool {
         var address = text
         if let percent = text.utf8.firstIndex(of: UInt8(ascii: "%")) {
-            let scope = text[percent...].dropFirst()
+            let scope = text[percent...].withoutFirstByte
             // An interface's name or number. The kernel's dev_valid_name() also lets bytes through
             // that would garble a log; IFNAMSIZ is 16.
             guard (1...15).contains(scope.utf8.count),
@@ -234,6 +234,12 @@ extension Endpoint {
         }
         return count
     }
+}
+
+extension Substring {
+    /// What follows an ASCII character that was found by its byte. As characters the two may be
+    /// one: a combining mark joins whatever stands before it.
+    fileprivate var withoutFirstByte: Substring { self[utf8.index(after: startIndex)...] }
 }
 
 // MARK: - ASCII

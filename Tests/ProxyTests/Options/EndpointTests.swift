@@ -23,6 +23,7 @@ import Testing
             ("/run/a b:c", .path("/run/a b:c"), "/run/a b:c"),
             ("unix:/run/app.sock", .path("/run/app.sock"), "/run/app.sock"),
             ("@name", .abstract("name"), "@name"),
+            ("@\u{0612}a", .abstract("\u{0612}a"), "@\u{0612}a"),  // a mark joins what is before it
             ("@/a:80", .abstract("/a:80"), "@/a:80"),
             ("unix:@name", .abstract("name"), "@name"),
         ])
@@ -64,6 +65,8 @@ import Testing
             ("[12345::]:80", "expected an IPv6 address in the brackets"),
             ("[10.0.0.1::]:80", "expected an IPv6 address in the brackets"),
             ("[fe80::1%]:80", "expected an IPv6 address in the brackets"),
+            ("[fe80::1%\u{0612}t0]:80", "expected an IPv6 address in the brackets"),
+            ("[::1]:\u{0612}80", "must be a number from 1 to 65535"),
             ("[fe80::1%sixteen-bytes-it]:80", "expected an IPv6 address in the brackets"),
             ("300.1.1.1:80", "four numbers from 0 to 255"),
             ("127.1:80", "four numbers from 0 to 255"),
