@@ -6,5 +6,5 @@ from fixtures import pytest_runtest_makereport  # noqa: F401
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "memory: measures resident memory, which a sanitizer's allocator inflates"
+        "markers", "bare: counts memory or threads, to which a sanitizer adds its own"
     )

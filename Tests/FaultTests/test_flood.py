@@ -67,7 +67,7 @@ def test_every_connection_of_a_flood_is_served(lab, workers):
     assert proxy.value("outbound_bytes_count") == 64 * count
 
 
-@pytest.mark.memory
+@pytest.mark.bare
 def test_floods_that_come_and_go_leave_nothing_behind(lab):
     echo = lab.echo()
     proxy = lab.proxy(echo)

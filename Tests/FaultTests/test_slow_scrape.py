@@ -175,7 +175,7 @@ def test_http_1_0_is_answered_and_closed(lab):
     assert b"tcp_proxy_build_info" in answer
 
 
-@pytest.mark.memory
+@pytest.mark.bare
 def test_huge_requests_do_not_fill_the_memory(lab):
     echo = lab.echo()
     proxy = lab.proxy(echo)

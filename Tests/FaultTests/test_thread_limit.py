@@ -22,6 +22,8 @@ from namespaces import require_root
 # root nor who has CAP_SYS_RESOURCE (setrlimit(2)).
 USER = 100_000 + os.getpid() % 100_000
 
+pytestmark = pytest.mark.bare
+
 
 def as_user(limit: int | None = None) -> list[str]:
     require_root()
