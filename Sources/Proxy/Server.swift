@@ -239,17 +239,15 @@ public final class Server {
         guard notifier.isActive, now >= nextStatusAt else { return }
         nextStatusAt = now.advanced(by: .seconds(1))
         let sets = shared.counterSets
-        func total(_ value: (RouteCounters) -> UInt64) -> UInt64 {
-            sets.reduce(0) { sum, set in set.routes.reduce(sum) { $0 &+ value($1) } }
-        }
         let refused = routes.filter(\.isRefused).count
         let open = shared.admission.count
-        let accepted = total { $0.accepted.value }
+        let accepted = sets.total { $0.accepted.value }
         notifier.status(
             Status.serving(
                 open: open, served: accepted - min(UInt64(clamping: open), accepted),
                 routes: routes.count - refused, refused: refused,
-                bytesIn: total { $0.bytesIn.value }, bytesOut: total { $0.bytesOut.value }))
+                bytesIn: sets.total { $0.bytesIn.value }, bytesOut: sets.total { $0.bytesOut.value }
+            ))
     }
 
     private func feedWatchdog() {
@@ -287,13 +285,8 @@ public final class Server {
     /// or there was none for --exit-idle-time=.
     private func hasServedItsPurpose() -> Bool {
         guard startup.isActivated, shared.admission.count == 0 else { return false }
-        if listeners.isEmpty {
-            return shared.counterSets.contains { counters in
-                counters.hasEndedAny || counters.routes.contains { $0.rejected.total > 0 }
-            }
-        }
-        guard let idleTime = options.exitIdleTime else { return false }
-        return Instant.now() >= shared.lastConnectionEnd.advanced(by: max(idleTime, firstGrace))
+        if listeners.isEmpty { return shared.counterSets.contains(where: \.hasEndedAny) }
+        return idleDeadline().map { Instant.now() >= $0 } ?? false
     }
 
     // MARK: Reload

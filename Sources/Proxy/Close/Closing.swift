@@ -33,7 +33,6 @@ extension Worker {
         if wasRelaying { counters.activeOutbound.subtract(1) }
         counters.closed.add(reason.rawValue)
         counters.duration.observe(nanoseconds: now.nanoseconds(since: connection.acceptedAt))
-        self.counters.worker.connections.subtract(1)
     }
 
     private func log(_ connection: Connection, _ reason: CloseReason) {

@@ -66,7 +66,6 @@ extension Worker {
         connections.insert(connection)
         counters.accepted.add(1)
         counters.active.add(1)
-        self.counters.worker.connections.add(1)
         shared.activity()
         do throws(SystemError) {
             try epoll.add(

@@ -17,6 +17,13 @@ struct CounterSet: Sendable {
     }
 }
 
+extension [CounterSet] {
+    /// The sum over all workers and routes.
+    func total(_ value: (RouteCounters) -> UInt64) -> UInt64 {
+        reduce(0) { sum, set in set.routes.reduce(sum) { $0 &+ value($1) } }
+    }
+}
+
 @safe final class Worker: @unchecked Sendable {
     // Safe to use from any thread.
     let number: Int

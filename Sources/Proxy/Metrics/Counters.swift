@@ -45,7 +45,6 @@ final class WorkerCounters: Sendable {
     /// Bytes relayed by peeking, for want of a pipe.
     let bytesWithoutPipe = Counter()
     let recordsDropped = Counter()
-    let connections = Counter()
 }
 
 /// A fixed row of counters, indexed by the cases of an enumeration.

@@ -24,12 +24,6 @@ struct MetricsPage: Sendable {
     // MARK: Sums
 
     private func total(
-        _ sets: [CounterSet], _ value: (RouteCounters) -> UInt64
-    ) -> UInt64 {
-        sets.reduce(0) { sum, set in set.routes.reduce(sum) { $0 &+ value($1) } }
-    }
-
-    private func total(
         _ sets: [CounterSet], route: Int, _ value: (RouteCounters) -> UInt64
     ) -> UInt64 {
         sets.reduce(0) { $0 &+ value($1.routes[route]) }
@@ -88,27 +82,27 @@ struct MetricsPage: Sendable {
         page.gauge(
             "active_inbound_connections",
             help: "The number of currently active inbound connections"
-        ) { $0.sample(labels, total(sets) { $0.active.value }) }
+        ) { $0.sample(labels, sets.total { $0.active.value }) }
         page.gauge(
             "active_outbound_connections",
             help: "The number of currently active outbound connections"
-        ) { $0.sample(labels, total(sets) { $0.activeOutbound.value }) }
+        ) { $0.sample(labels, sets.total { $0.activeOutbound.value }) }
         page.counter(
             "inbound_bytes_count",
             help: "The total number of bytes sent and received on inbound connections"
-        ) { $0.sample(labels, total(sets) { $0.bytesIn.value }) }
+        ) { $0.sample(labels, sets.total { $0.bytesIn.value }) }
         page.counter(
             "outbound_bytes_count",
             help: "The total number of bytes sent and received on outbound connections"
-        ) { $0.sample(labels, total(sets) { $0.bytesOut.value }) }
+        ) { $0.sample(labels, sets.total { $0.bytesOut.value }) }
         page.counter(
             "inbound_connection_count",
             help: "The total number of inbound connections established"
-        ) { $0.sample(labels, total(sets) { $0.accepted.value }) }
+        ) { $0.sample(labels, sets.total { $0.accepted.value }) }
         page.counter(
             "outbound_connection_count",
             help: "The total number of outbound connections established"
-        ) { $0.sample(labels, total(sets) { $0.connectedOutbound.value }) }
+        ) { $0.sample(labels, sets.total { $0.connectedOutbound.value }) }
     }
 
     private func writeConnections(_ sets: [CounterSet], to page: inout Exposition) {
