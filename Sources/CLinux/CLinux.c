@@ -1,12 +1,17 @@
 #include "CLinux.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,8 +22,10 @@ _Static_assert(EPOLLIN == 0x001 && EPOLLPRI == 0x002 && EPOLLOUT == 0x004 && EPO
                    EPOLLET == 1u << 31,
                "the bits of epoll(7)");
 
+_Static_assert(sizeof(struct linux_ledger_slot) == 64, "a cache line");
+
 const int linux_SOCK_STREAM = SOCK_STREAM, linux_SOCK_DGRAM = SOCK_DGRAM,
-          linux_SOCK_SEQPACKET = SOCK_SEQPACKET;
+          linux_SOCK_SEQPACKET = SOCK_SEQPACKET, linux_MSG_PEEK = MSG_PEEK;
 
 int linux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
 
@@ -92,6 +99,107 @@ int linux_block_signals(const int *signals, int count) {
 int linux_unsent(int fd) {
     int bytes;
     return ioctl(fd, SIOCOUTQ, &bytes) == -1 ? -1 : bytes;
+}
+
+int linux_unread(int fd) {
+    int bytes;
+    return ioctl(fd, FIONREAD, &bytes) == -1 ? -1 : bytes;
+}
+
+int linux_disconnect(int fd) {
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    return connect(fd, &nowhere, sizeof nowhere);
+}
+
+int linux_tcp_counts(int fd, struct linux_tcp_counts *counts) {
+    struct tcp_info info;
+    memset(&info, 0, sizeof info);
+    socklen_t length = sizeof info;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == -1) return -1;
+    counts->state = info.tcpi_state;
+    counts->bytes_acked = info.tcpi_bytes_acked;
+    counts->bytes_received = info.tcpi_bytes_received;
+    return 0;
+}
+
+const int linux_needed_seals = F_SEAL_SHRINK | F_SEAL_GROW;
+
+int linux_seals(int fd) { return fcntl(fd, F_GET_SEALS); }
+
+int linux_memfd(const char *name, size_t size) {
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd == -1) return -1;
+    if (ftruncate(fd, (off_t)size) == -1 ||
+        fcntl(fd, F_ADD_SEALS, linux_needed_seals | F_SEAL_SEAL) == -1) {
+        int code = errno;
+        close(fd);
+        errno = code;
+        return -1;
+    }
+    return fd;
+}
+
+int linux_datagram_pair(int ends[2]) {
+    return socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends);
+}
+
+enum { most_descriptors = 4 };  // of one message of ours
+
+ssize_t linux_send_descriptors(int fd, const void *bytes, size_t count, const int *descriptors,
+                               int descriptor_count) {
+    if (descriptor_count < 0 || descriptor_count > most_descriptors) {
+        errno = EINVAL;
+        return -1;
+    }
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(most_descriptors * sizeof(int))];
+    } control = {0};
+    struct iovec vector = {.iov_base = (void *)bytes, .iov_len = count};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+    if (descriptor_count > 0) {
+        size_t size = (size_t)descriptor_count * sizeof(int);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(size);
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(size);
+        memcpy(CMSG_DATA(header), descriptors, size);
+    }
+    return syscall(SYS_sendmsg, fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+ssize_t linux_receive_descriptors(int fd, void *bytes, size_t limit, int *descriptors,
+                                  int capacity, int *descriptor_count, int flags) {
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(most_descriptors * sizeof(int))];
+    } control;
+    struct iovec vector = {.iov_base = bytes, .iov_len = limit};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+    *descriptor_count = 0;
+    if (capacity > 0) {
+        message.msg_control = &control;
+        message.msg_controllen = sizeof control;
+    }
+    ssize_t count = syscall(SYS_recvmsg, fd, &message, flags | MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (count == -1 || capacity <= 0) return count;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
+         header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t received = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < received; i++) {
+            int descriptor;
+            memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+            if (*descriptor_count < capacity) {
+                descriptors[(*descriptor_count)++] = descriptor;
+            } else {
+                close(descriptor);
+            }
+        }
+    }
+    return count;
 }
 
 int linux_set_nonblocking(int fd) {

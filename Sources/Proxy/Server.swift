@@ -15,7 +15,8 @@ public final class Server {
     var listeners: [Listener]
     private let metrics: MetricsEndpoint
     private(set) var workers: [Worker] = []
-    private let mostWorkers: Int
+    let mostWorkers: Int
+    private let ledgers: [InheritedLedger]
     private var newestWorkerAt = Instant.now()
     var notifier = Notifier()
     private var watchdog: Watchdog?
@@ -35,6 +36,8 @@ public final class Server {
         self.options = options
         mostWorkers = options.workers ?? Processors.available()
         var startup = try Startup(options)
+        ledgers = startup.ledgers
+        startup.addFormerRoutes(ledgers.flatMap(\.routeNames))
         routes = startup.routes
         listeners = startup.listeners
         startup.listeners = []  // one owner: with it the port closes
@@ -48,7 +51,8 @@ public final class Server {
                 log: try Log(usingJournal: startup.hasNoStandardError), resolver: try Resolver(),
                 descriptors: DescriptorBudget(
                     limit: limit, inUse: Self.ownDescriptors(workers: mostWorkers)),
-                admission: AdmissionLimit(limit: options.connectionsMax))
+                admission: AdmissionLimit(limit: options.connectionsMax),
+                store: Self.store(options, holding: startup.ledgers))
         } catch {
             throw StartError(description: "cannot start: \(error)", code: error.code)
         }
@@ -84,6 +88,9 @@ public final class Server {
         } catch {
             throw StartError(description: "cannot start: \(error)", code: error.code)
         }
+        try startWorker()
+        try resume(ledgers)
+        // The first scrape finds the connections of an earlier life already there.
         let metricsAddress = startup.metrics.first.flatMap { try? Socket.localAddress($0) }
         if metricsAddress != nil {
             do {
@@ -93,7 +100,6 @@ public final class Server {
                 throw StartError(description: "cannot serve metrics: \(error)")
             }
         }
-        try startWorker()
         for worker in workers { worker.mailbox.post(.listen(listeners)) }
         if startup.clientHasLeft && listeners.isEmpty && startup.connection == nil {
             shared.log.line(.info, .clientRefused, "the client left before it could be served")
@@ -103,6 +109,7 @@ public final class Server {
             workers[0].mailbox.post(.adopt(connection, routeIndex: routes.count - 1))
         }
         sayStarted(metricsAddress)
+        sayResumed()
         warnOfUnresolved()
         notifier.ready()
         return finish(serve())
@@ -112,6 +119,7 @@ public final class Server {
     private func serve() -> Int32 {
         while true {
             let received = wait(until: idleDeadline())
+            if received.contains(SIGUSR2) && shared.store != nil { return handOver() }
             let ends = received.filter(Signals.ending.contains)
             if !ends.isEmpty { return drain(isUrgent: ends.count > 1) }
             if received.contains(SIGHUP) { reload() }
@@ -172,7 +180,7 @@ public final class Server {
 
     // MARK: Workers
 
-    private func startWorker() throws(StartError) {
+    func startWorker() throws(StartError) {
         do throws(SystemError) {
             let worker = try Worker(
                 number: workers.count, of: mostWorkers, shared: shared, routes: routes)
@@ -238,16 +246,20 @@ public final class Server {
         let now = Instant.now()
         guard notifier.isActive, now >= nextStatusAt else { return }
         nextStatusAt = now.advanced(by: .seconds(1))
+        for worker in workers where shared.store != nil { worker.mailbox.post(.sign) }
         let sets = shared.counterSets
-        let refused = routes.filter(\.isRefused).count
+        let current = routes.filter { !$0.isFormer }
+        let refused = current.filter(\.isRefused).count
         let open = shared.admission.count
-        let accepted = sets.total { $0.accepted.value }
+        let resumption = shared.resumption.withLock { $0 }
+        let begun = sets.total { $0.accepted.value } + UInt64(resumption.resumed)
         notifier.status(
-            Status.serving(
-                open: open, served: accepted - min(UInt64(clamping: open), accepted),
-                routes: routes.count - refused, refused: refused,
-                bytesIn: sets.total { $0.bytesIn.value }, bytesOut: sets.total { $0.bytesOut.value }
-            ))
+            (resumption.status(at: now).map { $0 + "; " } ?? "")
+                + Status.serving(
+                    open: open, served: begun - min(UInt64(clamping: open), begun),
+                    routes: current.count - refused, refused: refused,
+                    bytesIn: sets.total { $0.bytesIn.value },
+                    bytesOut: sets.total { $0.bytesOut.value }))
     }
 
     private func feedWatchdog() {

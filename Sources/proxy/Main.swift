@@ -69,7 +69,8 @@ private func refuse(_ message: String) -> Int32 {
 private func inOurForm(_ message: String) -> String {
     let line = message.split(whereSeparator: \.isWhitespace).joined(separator: " ")
     let parts = line.split(separator: ". ", maxSplits: 1)
-    let first = parts.first ?? ""
+    var first = parts.first ?? ""
+    if first.hasSuffix(".") { first.removeLast() }
     let advice =
         parts.count > 1
         ? parts[1].prefix(1).lowercased() + parts[1].dropFirst() : "see '\(programName) --help'"

@@ -21,6 +21,7 @@ struct RunCommand: ParsableCommand {
 
             SIGTERM drains: no new connections, exit when the last one has ended.
             A second SIGTERM ends at once.
+            Connections survive a restart and a crash of the systemd service.
 
             An address is HOST:PORT, [IPV6]:PORT, :PORT, /PATH or @NAME (unix sockets).
             A time is 90s, 5min 20s, 1h or infinity: see systemd.time(7).
@@ -35,6 +36,7 @@ struct RunCommand: ParsableCommand {
     @OptionGroup(title: "Addresses") var addresses: AddressArguments
     @OptionGroup(title: "Limits") var limits: LimitArguments
     @OptionGroup(title: "Timeouts") var timeouts: TimeoutArguments
+    @OptionGroup(title: "Restarts") var restarts: RestartArguments
     @OptionGroup(title: "Logging") var logging: LoggingArguments
 
     var words: Options.Words {
@@ -50,6 +52,8 @@ struct RunCommand: ParsableCommand {
         words.idleTimeout = timeouts.idleTimeout
         words.drainTimeout = timeouts.drainTimeout
         words.exitIdleTime = timeouts.exitIdleTime
+        words.noPreserve = restarts.noPreserve
+        words.preserveAfter = restarts.preserveAfter
         words.logConnections = logging.logConnections
         return words
     }
@@ -119,6 +123,17 @@ struct TimeoutArguments: ParsableArguments {
             "With systemd's sockets, exit when there was no connection for this long. (default: infinity)",
             valueName: "time"))
     var exitIdleTime: String?
+}
+
+struct RestartArguments: ParsableArguments {
+    @Flag(help: "End every connection with the process, whatever its route says.")
+    var noPreserve = false
+
+    @Option(
+        help: ArgumentHelp(
+            "Age from which a connection survives a crash. (default: \(TimeSpan.format(Options.defaultPreserveAfter)))",
+            valueName: "time"))
+    var preserveAfter: String?
 }
 
 struct LoggingArguments: ParsableArguments {

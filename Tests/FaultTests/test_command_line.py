@@ -16,7 +16,8 @@ from namespaces import own_files, require_root
 
 OPTIONS = [
     "listen", "target", "metrics", "connections-max", "exit-idle-time", "connect-timeout",
-    "drain-timeout", "idle-timeout", "workers", "log-connections", "help", "version",
+    "drain-timeout", "idle-timeout", "workers", "log-connections", "no-preserve", "preserve-after",
+    "help", "version",
 ]
 
 
@@ -72,6 +73,11 @@ def assert_one_line(result: subprocess.CompletedProcess[str], status: int, value
     (["--drain-timeout=soon"], "soon"),
     (["--idle-timeout=1fortnight"], "1fortnight"),
     (["--exit-idle-time=x"], "x"),
+    (["--preserve-after=soon"], "soon"),
+    (["--preserve-after=-1s"], "-1s"),
+    (["--preserve-after="], "--preserve-after"),
+    (["--no-preserve=maybe"], "no-preserve"),
+    (["--preserve"], "preserve"),
     (["--workers=two"], "two"),
     (["--workers=-2"], "-2"),
     (["--log-connections=some"], "some"),
@@ -82,7 +88,9 @@ def test_bad_input_gives_one_line_with_the_value_and_status_2(arguments, value):
     assert_one_line(run(*arguments), 2, value)
 
 
-@pytest.mark.parametrize("option", ["listen", "target", "metrics", "connect-timeout", "workers"])
+@pytest.mark.parametrize("option", [
+    "listen", "target", "metrics", "connect-timeout", "workers", "preserve-after",
+])
 def test_option_without_its_value_is_named(option):
     assert_one_line(run(f"--{option}"), 2, option)
 
@@ -209,7 +217,8 @@ def test_each_form_of_the_target_is_understood(lab, form):
     "--exit-idle-time infinity", "--connect-timeout=1min 30s", "--connect-timeout=500ms",
     "--drain-timeout=infinity", "--idle-timeout=2h", "-idle-timeout=1d", "--workers=2",
     "--log-connections=all", "--log-connections=failures", "--log-connections none",
-    "--connect-timeout=90", "--drain-timeout=1h30min",
+    "--connect-timeout=90", "--drain-timeout=1h30min", "--no-preserve", "-no-preserve",
+    "--preserve-after=0", "-preserve-after 500ms", "--preserve-after=infinity",
 ])
 def test_option_is_understood(lab, arguments):
     name, _, value = arguments.partition(" ")

@@ -11,7 +11,7 @@ from harness import (
     receive_exactly, receive_stream, reset, send_stream,
 )
 
-EXHAUSTION = r"descriptor|EMFILE|too many open files"
+EXHAUSTION = r"out of descriptors|EMFILE|too many open files"
 
 
 def crowd(lab: Lab, proxy: Proxy, count: int) -> list[socket.socket]:

@@ -60,7 +60,7 @@ REASONS = {
     "client-closed", "target-closed", "client-reset", "target-reset", "client-timeout",
     "target-timeout", "client-left", "target-refused", "target-unreachable",
     "target-connect-timeout", "target-unresolved", "target-connect-failed", "idle-timeout",
-    "drain-timeout", "stopped", "no-descriptors", "no-memory", "internal-error",
+    "drain-timeout", "stopped", "no-descriptors", "no-memory", "internal-error", "lost",
 }
 
 

@@ -75,7 +75,7 @@ def test_a_wrong_command_line_says_why_and_does_not_keep_the_host_busy(host: Hos
 
 def test_a_start_that_fails_says_why(host: Host) -> None:
     command = "/usr/bin/tcp-metrics-proxy -listen=127.0.0.1:3000"
-    drop_in = f"[Service]\nRestart=no\nSocketBindDeny=\nExecStart=\nExecStart={command}\n"
+    drop_in = f"[Service]\nRestart=no\nExecStart=\nExecStart={command}\n"
     host.drop_in(SERVICE, drop_in)
     with host.container.listen(LISTEN):
         assert host.systemctl("start", SERVICE, check=False).returncode != 0

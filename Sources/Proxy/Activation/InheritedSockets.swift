@@ -19,6 +19,8 @@ struct InheritedSockets: ~Copyable {
     private(set) var metrics: [Passed] = []
     /// A connected socket: `Accept=yes`, or standard input of an inetd-style service.
     private(set) var connection: Passed?
+    /// What an earlier life of the process has left in systemd's store, by name.
+    private(set) var ledgers: [InheritedLedger] = []
     /// One sentence for each descriptor that cannot be used, with the route that it would be.
     private(set) var refused: [(name: String, text: String)] = []
     /// True exactly when standard error was the connection, too, and leads nowhere now.
@@ -52,7 +54,9 @@ struct InheritedSockets: ~Copyable {
                 description: "the sockets that $LISTEN_FDS announces cannot be taken over: "
                     + error.message, code: error.code)
         }
-        if count > 0 {
+        if listeners.count + metrics.count + refused.count > 0 || connection != nil
+            || clientHasLeft
+        {
             isActivated = true
         } else if mayTakeStandardInput, Self.isConnectedStream(STDIN_FILENO),
             let local = try? Socket.localAddress(STDIN_FILENO), local != .unnamed  // no socketpair
@@ -65,6 +69,7 @@ struct InheritedSockets: ~Copyable {
     private mutating func take(_ passed: Passed) {
         let fd = passed.descriptor
         _ = linux_set_cloexec(fd)
+        if passed.name.hasPrefix(DescriptorStore.namePrefix), takeStored(passed) { return }
         if sd_is_socket(fd, AF_UNSPEC, linux_SOCK_STREAM, 1) > 0 {
             if passed.name == Options.metricsSocketName {
                 metrics.append(passed)
@@ -83,6 +88,17 @@ struct InheritedSockets: ~Copyable {
             refused.append((name: RouteTable.routeName(passed.name), text: text))
             _ = Glibc.close(fd)
         }
+    }
+
+    /// False for a socket that was only given such a name.
+    private mutating func takeStored(_ passed: Passed) -> Bool {
+        if sd_is_socket(passed.descriptor, AF_UNSPEC, linux_SOCK_STREAM, -1) > 0 { return false }
+        if let index = ledgers.firstIndex(where: { $0.name == passed.name }) {
+            ledgers[index].descriptors.append(passed.descriptor)
+        } else {
+            ledgers.append(InheritedLedger(name: passed.name, descriptors: [passed.descriptor]))
+        }
+        return true
     }
 
     /// Takes the connection that inetd puts in the place of the standard streams, and puts

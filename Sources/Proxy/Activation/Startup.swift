@@ -12,6 +12,8 @@ struct Startup {
     var metrics: [CInt] = []
     /// A client that systemd has accepted for us.
     var connection: CInt?
+    /// What an earlier life of the process has left.
+    var ledgers: [InheritedLedger] = []
     /// True exactly when standard error was the client's connection, as inetd has it: what is
     /// written there would reach the client.
     var hasNoStandardError = false
@@ -28,6 +30,7 @@ struct Startup {
     init(_ options: Options) throws(StartError) {
         let inherited = try InheritedSockets(mayTakeStandardInput: !options.isListenExplicit)
         isActivated = inherited.isActivated
+        ledgers = inherited.ledgers
         if isActivated {
             try adopt(inherited, options)
         } else if Notifier().isActive && !options.isListenExplicit && !options.isTargetExplicit {
@@ -115,6 +118,16 @@ struct Startup {
             throw StartError(
                 description: "systemd passed no socket that can be relayed"
                     + (problems.first.map { ": \($0.text)" } ?? ""))
+        }
+    }
+
+    /// Makes routes for connections of an earlier life whose own are gone: they go on all the same.
+    mutating func addFormerRoutes(_ names: [String]) {
+        for name in names where !routes.contains(where: { $0.name == name }) {
+            routes.append(
+                Route(
+                    name: name, index: routes.count, settings: nil, isActivated: isActivated,
+                    isFormer: true))
         }
     }
 

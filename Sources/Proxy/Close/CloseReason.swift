@@ -42,9 +42,23 @@ enum CloseReason: Int, LabelledCase {
     case noDescriptors
     case noMemory
     case internalError
+    // The predecessor's: not continued after a crash, for bytes were lost in it or nobody could
+    // tell. Counted by cause in `tcp_proxy_connections_lost_total`.
+    case lost
 
     /// True exactly when the connection did what it was made for.
     var isSuccess: Bool { self == .clientClosed || self == .targetClosed }
+
+    /// The side and an errno of which `failure` makes this reason; nil if it does of none.
+    var ledgerForm: (side: Side, code: CInt)? {
+        switch self {
+        case .clientReset: (.client, ECONNRESET)
+        case .targetReset: (.target, ECONNRESET)
+        case .clientTimeout: (.client, ETIMEDOUT)
+        case .targetTimeout: (.target, ETIMEDOUT)
+        default: nil
+        }
+    }
 
     /// The reason for an error that a socket of that side gave while relaying.
     static func failure(of side: Side, code: CInt) -> CloseReason {

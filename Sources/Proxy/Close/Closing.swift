@@ -7,7 +7,9 @@ extension Worker {
     /// neither peer takes a part for the whole.
     func end(_ connection: Connection, _ reason: CloseReason) {
         timers.clear(connection.key.index)
-        if !reason.isSuccess {
+        if connection.ledger != nil {
+            sever(connection, inOrder: reason.isSuccess)
+        } else if !reason.isSuccess {
             Socket.resetOnClose(connection.client.rawValue)
             if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }
         }

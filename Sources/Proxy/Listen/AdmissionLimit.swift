@@ -24,6 +24,9 @@ final class AdmissionLimit: Sendable {
         open.increment(by: 1, upTo: limit)
     }
 
+    /// Takes a place for who is there already, whether there is one or not.
+    func charge() { open.wrappingAdd(1, ordering: .relaxed) }
+
     func leave() { open.wrappingSubtract(1, ordering: .relaxed) }
 }
 

@@ -14,6 +14,12 @@ enum Command: Sendable {
     case replace(Route)
     /// Relay a client that systemd has accepted, on that route.
     case adopt(CInt, routeIndex: Int)
+    /// Go on with the connections in these ledgers of an earlier life.
+    case resume([InheritedLedger])
+    /// Enter every connection in a ledger, and stop.
+    case handOver
+    /// Note in the ledgers that the process is alive.
+    case sign
     /// Show that the loop is alive, and how old its oldest connection is.
     case ping
 }

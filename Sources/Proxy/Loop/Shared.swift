@@ -10,6 +10,10 @@ final class Shared: Sendable {
     let admission: AdmissionLimit
     /// Wakes the supervisor.
     let notice: EventCounter
+    /// systemd's store of descriptors; nil where there is none, or nothing is to be preserved.
+    let store: DescriptorStore?
+    /// What has become of an earlier life's connections.
+    let resumption = Locked(Resumption())
     private let lastID = Atomic<UInt64>(0)
     private let busy = Atomic<Bool>(false)
     private let sleeps = Atomic<Bool>(false)
@@ -22,16 +26,21 @@ final class Shared: Sendable {
     private let lastEnd = Atomic<UInt64>(Instant.now().nanoseconds)
 
     init(
-        log: Log, resolver: Resolver, descriptors: DescriptorBudget, admission: AdmissionLimit
+        log: Log, resolver: Resolver, descriptors: DescriptorBudget, admission: AdmissionLimit,
+        store: DescriptorStore?
     ) throws(SystemError) {
         self.log = log
         self.resolver = resolver
         self.descriptors = descriptors
         self.admission = admission
+        self.store = store
         notice = try EventCounter()
     }
 
     func nextConnectionID() -> UInt64 { lastID.wrappingAdd(1, ordering: .relaxed).newValue }
+
+    /// Numbers of new connections are above those of an earlier life's.
+    func reserveConnectionID(_ id: UInt64) { _ = lastID.max(id, ordering: .relaxed) }
 
     // MARK: For scrapes
 

@@ -31,6 +31,8 @@ extension [CounterSet] {
     let mailbox: Mailbox
     let counters: CounterSet
     private let stoppedListening = Atomic<Bool>(false)
+    private let resumed = Atomic<Bool>(true)
+    private let handedOver = Atomic<Bool>(false)
     private let answered = Atomic<Bool>(true)
     private let oldest = Atomic<UInt64>(.max)
 
@@ -44,6 +46,7 @@ extension [CounterSet] {
     var connections = Slab()
     var timers: Timers
     var pipes: PipePool
+    var ledgers: LedgerBook
     var isDraining = false
     /// Set by an action on the relay whose sink failed, taken by the pump that ran it.
     var sinkError: CInt?
@@ -71,6 +74,8 @@ extension [CounterSet] {
         timers = Timers(now: now)
         pipes = PipePool(
             budget: shared.descriptors, workers: mostWorkers, counters: counters.worker)
+        ledgers = LedgerBook(
+            store: shared.store, worker: number, log: shared.log, counters: counters.worker)
         load = LoadWindow(startedAt: now)
         unsafe scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
         try epoll.add(
@@ -82,6 +87,23 @@ extension [CounterSet] {
 
     /// True exactly when the worker has taken note of `.drain`: it accepts no more.
     var hasStoppedListening: Bool { stoppedListening.load(ordering: .acquiring) }
+
+    /// True exactly when no connections of an earlier life are waiting to go on.
+    var hasResumed: Bool { resumed.load(ordering: .acquiring) }
+
+    /// Has the worker go on with an earlier life's connections; `hasResumed` tells when it does.
+    func resume(_ inherited: [InheritedLedger]) {
+        resumed.store(false, ordering: .relaxed)
+        mailbox.post(.resume(inherited))
+    }
+
+    /// True exactly when every connection is in a ledger and the worker has stopped.
+    var hasHandedOver: Bool { handedOver.load(ordering: .acquiring) }
+
+    func finishedHandOver() {
+        handedOver.store(true, ordering: .releasing)
+        shared.notice.signal()
+    }
 
     /// Asks for a sign of life; `hasAnswered` tells when it has come.
     func ping() {
@@ -106,6 +128,7 @@ extension [CounterSet] {
         while true {
             let count = unsafe epoll.wait(into: events, milliseconds: timeout())
             now = Instant.now()
+            ledgers.ledgers.first?.table.lastSign = now
             for index in 0..<count {
                 let event = unsafe events[index]
                 dispatch(Token(unsafe event.data.u64), Readiness(rawValue: unsafe event.events))
@@ -143,11 +166,15 @@ extension [CounterSet] {
         switch token.kind {
         case .client:
             if let connection = connections[token.key] {
+                connection.slot?.setHandled(true)
                 take(clientEvent(connection, readiness), connection)
+                connection.slot?.setHandled(false)
             }
         case .target:
             if let connection = connections[token.key] {
+                connection.slot?.setHandled(true)
                 take(targetEvent(connection, readiness), connection)
+                connection.slot?.setHandled(false)
             }
         case .listener: accept(token.key.index)
         case .mailbox: for command in mailbox.take() { obey(command) }
@@ -231,7 +258,9 @@ extension [CounterSet] {
             connection.isQueued = false
             // It may have ended since, at an event of its own.
             if connections[connection.key] === connection, connection.isRelaying {
+                connection.slot?.setHandled(true)
                 take(relay(connection), connection)
+                connection.slot?.setHandled(false)
             }
         }
     }
@@ -245,10 +274,10 @@ extension [CounterSet] {
 
     private func timerFired(_ connection: Connection) -> Step {
         guard connection.isRelaying else { return dialTimerFired(connection) }
-        if connection.phase == .young { mature(connection) }
-        guard let limit = connection.route.idleTimeout else { return .stay }
-        var idleAt = connection.lastMovedAt.advanced(by: limit)
-        if now >= idleAt {
+        growOlder(connection)
+        if let limit = connection.route.idleTimeout,
+            now >= connection.lastMovedAt.advanced(by: limit)
+        {
             // Nothing was read, but what was sent before may still be on its way out.
             let unsent =
                 Socket.unsent(connection.client.rawValue)
@@ -256,9 +285,8 @@ extension [CounterSet] {
             if unsent == connection.unsentAtLastLook { return .end(.idleTimeout) }
             connection.unsentAtLastLook = unsent
             connection.lastMovedAt = now
-            idleAt = now.advanced(by: limit)
         }
-        timers.set(connection.key.index, at: idleAt)
+        setNextLook(connection)
         return .stay
     }
 
@@ -284,7 +312,14 @@ extension [CounterSet] {
         case .replace(let route): routes[route.index] = route
         case .adopt(let descriptor, let routeIndex):
             adopt(FileDescriptor(owning: descriptor), routeIndex: routeIndex)
+        case .resume(let inherited):
+            resumeConnections(inherited)
+            resumed.store(true, ordering: .releasing)
+            shared.notice.signal()
+        case .handOver: handOver()
+        case .sign: break  // done already, as after each wait
         case .ping:
+            ledgers.tidy()
             oldest.store(
                 connections.all.map(\.acceptedAt.nanoseconds).min() ?? .max, ordering: .relaxed)
             answered.store(true, ordering: .releasing)

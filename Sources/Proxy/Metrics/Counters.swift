@@ -45,6 +45,10 @@ final class WorkerCounters: Sendable {
     /// Bytes relayed by peeking, for want of a pipe.
     let bytesWithoutPipe = Counter()
     let recordsDropped = Counter()
+    /// Connections in ledgers.
+    let ledgerEntries = Counter()
+    /// Memory of the ledgers' tables.
+    let ledgerBytes = Counter()
 }
 
 /// A fixed row of counters, indexed by the cases of an enumeration.

@@ -16,6 +16,7 @@ struct MetricsPage: Sendable {
         scrapes.write(to: &page)
         writeConnections(sets, to: &page)
         writeDials(sets, to: &page)
+        writePreservation(sets, to: &page)
         writeSelf(sets, to: &page)
         process.write(to: &page)
         return page.finished()
@@ -159,6 +160,43 @@ struct MetricsPage: Sendable {
             sets, "tcp_proxy_target_connect_duration_seconds",
             "Time that a target took to accept a connection.", Histogram.connectDuration,
             { ($0.connectDuration.counts, $0.connectDuration.sumNanoseconds) }, to: &page)
+    }
+
+    private func writePreservation(_ sets: [CounterSet], to page: inout Exposition) {
+        let resumption = shared.resumption.withLock { $0 }
+        page.counter(
+            "tcp_proxy_connections_resumed_total",
+            help: "Connections of an earlier life of the process that went on in this one."
+        ) { samples in
+            for cause in ResumptionCause.allCases {
+                samples.sample(
+                    ["cause": cause.label],
+                    UInt64(resumption.cause == cause ? resumption.resumed : 0))
+            }
+        }
+        page.counter(
+            "tcp_proxy_connections_lost_total",
+            help: "Connections of an earlier life of the process that did not go on."
+        ) { samples in
+            for reason in LostReason.allCases {
+                samples.sample(
+                    ["reason": reason.label], UInt64(resumption.lost[reason.rawValue]))
+            }
+        }
+        page.gauge(
+            "tcp_proxy_handover_duration_seconds",
+            help: "For how long nothing was relayed at the last restart or crash; 0 without one."
+        ) { $0.sample([:], Double(resumption.gap) / 1e9) }
+        page.gauge(
+            "tcp_proxy_ledger_entries", help: "Connections that would survive a crash now."
+        ) { samples in
+            samples.sample(sets.reduce(UInt64(0)) { $0 &+ $1.worker.ledgerEntries.value })
+        }
+        page.gauge(
+            "tcp_proxy_ledger_bytes", help: "Memory of the tables that tell of them."
+        ) { samples in
+            samples.sample(sets.reduce(UInt64(0)) { $0 &+ $1.worker.ledgerBytes.value })
+        }
     }
 
     private func writeSelf(_ sets: [CounterSet], to page: inout Exposition) {

@@ -52,6 +52,12 @@ public struct Options: Sendable, Equatable {
     /// How long a socket-activated proxy stays without a connection; may be zero. nil: for ever.
     public var exitIdleTime: Duration?
 
+    /// False exactly when no connection is to outlive the process, whatever its route says.
+    public var preserve = true
+    /// The age from which a connection outlives a crash; may be zero. nil: it outlives planned
+    /// restarts alone.
+    public var preserveAfter: Duration? = defaultPreserveAfter
+
     /// Which ended connections get a line in the log.
     public var logConnections = defaultLogConnections
 
@@ -66,6 +72,8 @@ public struct Options: Sendable, Equatable {
     public static let defaultMetrics = Endpoint.host("127.0.0.1", port: 3002)
     /// Four SYNs (at 0, 1, 3 and 7 s); a client that still waits has mostly given up.
     public static let defaultConnectTimeout = Duration.seconds(10)
+    /// Most connections are shorter, and it is not worth the work for them.
+    public static let defaultPreserveAfter = Duration.seconds(1)
     /// Every connection: what a fresh installation shows when its user looks.
     public static let defaultLogConnections = LogConnections.all
 
@@ -106,6 +114,10 @@ extension Options {
         public var drainTimeout: String?
         /// `--exit-idle-time`
         public var exitIdleTime: String?
+        /// `--no-preserve`: true exactly when it was given.
+        public var noPreserve = false
+        /// `--preserve-after`
+        public var preserveAfter: String?
         /// `--log-connections`
         public var logConnections: String?
 
@@ -165,12 +177,16 @@ extension Options {
         if let text = words.idleTimeout {
             idleTimeout = try Options.named("--idle-timeout", text, Options.parseTimeout)
         }
-        // These two may be zero: end at once.
+        // These may be zero: end at once, and be safe at once.
         if let text = words.drainTimeout {
             drainTimeout = try Options.named("--drain-timeout", text, TimeSpan.parse)
         }
         if let text = words.exitIdleTime {
             exitIdleTime = try Options.named("--exit-idle-time", text, TimeSpan.parse)
+        }
+        preserve = !words.noPreserve
+        if let text = words.preserveAfter {
+            preserveAfter = try Options.named("--preserve-after", text, TimeSpan.parse)
         }
         if let text = words.logConnections {
             logConnections = try Options.named(
@@ -178,7 +194,7 @@ extension Options {
         }
     }
 
-    // The three below are shared with the keys of [X-Proxy].
+    // The four below are for the keys of [X-Proxy].
 
     /// A limit on connections: a number from 1 on, or "infinity" (nil).
     static func parseConnectionsMax(_ text: String) throws(OptionError) -> Int? {
@@ -202,6 +218,15 @@ extension Options {
             throw OptionError(value: text, expected: "expected \(oneOf(names))")
         }
         return value
+    }
+
+    /// As systemd's parse_boolean() takes it.
+    static func parseBoolean(_ text: String) throws(OptionError) -> Bool {
+        switch text.lowercased() {
+        case "1", "yes", "y", "true", "t", "on": return true
+        case "0", "no", "n", "false", "f", "off": return false
+        default: throw OptionError(value: text, expected: "expected yes or no")
+        }
     }
 
     private static func named<Value>(

@@ -10,6 +10,11 @@ public struct RouteSettings: Sendable, Equatable {
     public var idleTimeout: Duration?
     /// Open connections of this route at a time; at least 1, nil for no limit.
     public var connectionsMax: Int?
+    /// True exactly when connections of this route outlive the process.
+    public var preserve: Bool
+    /// The age from which a connection outlives a crash; may be zero. nil: it outlives planned
+    /// restarts alone.
+    public var preserveAfter: Duration?
     /// Which ended connections get a line in the log.
     public var logConnections: LogConnections
 
@@ -29,6 +34,10 @@ public struct RouteSettings: Sendable, Equatable {
         case idleTimeout = "IdleTimeoutSec"
         /// A number.
         case connectionsMax = "ConnectionsMax"
+        /// A boolean.
+        case preserve = "Preserve"
+        /// A time span.
+        case preserveAfter = "PreserveAfterSec"
         /// all, failures or none.
         case logConnections = "LogConnections"
     }
@@ -39,6 +48,8 @@ public struct RouteSettings: Sendable, Equatable {
     public init(defaults: Options = Options()) {
         connectTimeout = defaults.connectTimeout
         idleTimeout = defaults.idleTimeout
+        preserve = defaults.preserve
+        preserveAfter = defaults.preserveAfter
         logConnections = defaults.logConnections
     }
 
@@ -85,6 +96,13 @@ public struct RouteSettings: Sendable, Equatable {
         }
         read(.connectionsMax) { text throws(OptionError) in
             settings.connectionsMax = try Options.parseConnectionsMax(text)
+        }
+        read(.preserve) { text throws(OptionError) in
+            // --no-preserve wins: there is nowhere to keep anything then.
+            settings.preserve = try Options.parseBoolean(text) && defaults.preserve
+        }
+        read(.preserveAfter) { text throws(OptionError) in
+            settings.preserveAfter = try TimeSpan.parse(text)
         }
         read(.logConnections) { text throws(OptionError) in
             settings.logConnections = try Options.parseLogConnections(text)

@@ -43,6 +43,13 @@ final class Connection {
     /// True exactly when the connection is in the worker's list of those to go on with.
     var isQueued = false
 
+    /// Where a copy of the sockets is kept that outlives the process; nil while there is none.
+    var ledger: Ledger?
+    var slot: LedgerSlot?
+    var slotIndex = 0
+    /// True exactly when the target's copy has an entry of its own.
+    var targetIsApart = false
+
     /// What epoll reports of a side.
     struct Watch {
         var reportsWritable = false
@@ -80,6 +87,18 @@ final class Connection {
     }
 
     var isRelaying: Bool { phase == .young || phase == .mature }
+
+    var ledgerPlace: LedgerPlace? {
+        slot.map { LedgerPlace(slot: UInt32(slotIndex), serial: $0.serial) }
+    }
+
+    /// nil while no target is connected.
+    var targetOfEntry: TargetOfEntry? {
+        guard isRelaying, let connectedAt else { return nil }
+        return TargetOfEntry(
+            address: targetAddress,
+            connectDuration: connectedAt.nanoseconds(since: connectStartedAt))
+    }
 
     /// -1 while there is no target socket.
     var targetDescriptor: CInt { target?.rawValue ?? -1 }

@@ -46,6 +46,16 @@ struct HalfStream {
     /// - Parameter isUnix: true for a source that is a unix socket.
     init(isUnix: Bool = false) { readsToEnd = isUnix }
 
+    /// A direction of an earlier life of the process. What its sockets are at is for epoll to
+    /// tell, as it does of every socket that it gets to know.
+    ///
+    /// - Parameter bytes: read so far; `inPipe` of them are in the pipe.
+    init(isUnix: Bool, resumedAt bytes: UInt64, inPipe: Int) {
+        self.init(isUnix: isUnix)
+        self.bytes = bytes
+        self.inPipe = inPipe
+    }
+
     /// What to do now.
     @inline(__always)
     func next() -> Action {

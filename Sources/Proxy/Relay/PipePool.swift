@@ -54,8 +54,15 @@ struct PipePool {
     /// Takes a pipe back that still holds bytes, of a connection that was cut: nobody may read
     /// them now, so the pipe goes.
     mutating func discard(_ pipe: Pipe) {
+        pipe.ledger?.forget(pipe)
         budget.giveBack(2)
         counters.pipes.subtract(1)
+    }
+
+    /// Counts a pipe of an earlier life of the process, whether there is room for it or not.
+    mutating func adopt(_ pipe: Pipe) {
+        budget.charge(2)
+        counters.pipes.add(1)
     }
 
     private func make() -> Pipe? {

@@ -1,5 +1,6 @@
 // Moves a connection's bytes: the one place that runs the actions of HalfStream.
 
+import CLinux
 import Glibc
 
 /// What the loop does with a connection after a stage has worked on it.
@@ -16,6 +17,12 @@ enum Step {
 extension Worker {
     /// The target is connected: from here on bytes may flow.
     func beginRelay(_ connection: Connection) -> Step {
+        enterRelay(connection)
+        setNextLook(connection)
+        return relay(connection)
+    }
+
+    func enterRelay(_ connection: Connection) {
         connection.phase = .young
         connection.dial = nil
         connection.connectedAt = now
@@ -24,13 +31,36 @@ extension Worker {
             nanoseconds: now.nanoseconds(since: connection.connectStartedAt))
         connection.counters.activeOutbound.add(1)
         connection.counters.connectedOutbound.add(1)
-        let firstLook = min(Self.youth, connection.route.idleTimeout?.nanoseconds ?? .max)
-        timers.set(connection.key.index, at: now.advanced(byNanoseconds: firstLook))
-        return relay(connection)
+        if connection.ledger == nil {
+            preserveIfDue(connection)
+        } else {
+            preserveTarget(connection)
+        }
     }
 
     /// How long a connection is young, in nanoseconds.
-    static let youth: UInt64 = 1_000_000_000
+    private static let youth: UInt64 = 1_000_000_000
+
+    /// Has the timer come back when there is something to do for the connection's age or idleness.
+    func setNextLook(_ connection: Connection) {
+        var at = Instant(nanoseconds: .max)
+        if connection.phase == .young { at = maturesAt(connection) }
+        if let entry = preserveAt(connection) { at = min(at, entry) }
+        if let limit = connection.route.idleTimeout {
+            at = min(at, connection.lastMovedAt.advanced(by: limit))
+        }
+        timers.set(connection.key.index, at: at)
+    }
+
+    private func maturesAt(_ connection: Connection) -> Instant {
+        (connection.connectedAt ?? now).advanced(byNanoseconds: Self.youth)
+    }
+
+    /// The connection's timer has fired.
+    func growOlder(_ connection: Connection) {
+        if connection.phase == .young && now >= maturesAt(connection) { mature(connection) }
+        preserveIfDue(connection)
+    }
 
     /// Goes on after an event.
     func relay(_ connection: Connection, after readiness: Readiness, of side: Side) -> Step {
@@ -91,6 +121,13 @@ extension Worker {
         defer {
             if moved > 0 {
                 connection.lastMovedAt = now
+                if let slot = connection.slot {
+                    if side == .client {
+                        slot.setBytesIn(flow.half.bytes)
+                    } else {
+                        slot.setBytesOut(flow.half.bytes)
+                    }
+                }
                 flow.half.turnEnded(moved: moved, worthSplicing: Self.scratchSize)
             }
         }
@@ -101,17 +138,23 @@ extension Worker {
             case .finish:
                 finish(&flow, of: connection, sink: sink, source: side)
                 return .waiting
-            case .receive where !pipes.prepare(now: now):
-                result = peekAndSend(&flow, from: source, to: sink)
-            case .receive: result = receiveAndSend(&flow, from: source, to: sink)
+            case .receive:
+                connection.slot?.setCopying(true)
+                result =
+                    pipes.prepare(now: now)
+                    ? receiveAndSend(&flow, of: connection, from: source, to: sink, side)
+                    : peekAndSend(&flow, from: source, to: sink)
+                connection.slot?.setCopying(false)
             case .splice:
-                guard flow.pipe != nil || takePipe(&flow) else {
+                guard flow.pipe != nil || takePipe(&flow, of: connection, side) else {
+                    connection.slot?.setCopying(true)
                     result = peekAndSend(&flow, from: source, to: sink)
+                    connection.slot?.setCopying(false)
                     break
                 }
-                result = fillPipe(&flow, from: source, counters: connection.counters)
+                result = fillPipe(&flow, of: connection, from: source, side)
             case .drain:
-                if let code = drainPipe(&flow, to: sink) {
+                if let code = drainPipe(&flow, of: connection, to: sink, side) {
                     if breakSink(&flow, of: connection, sink: side.other, code: code) {
                         return .failed(side.other, code)
                     }
@@ -149,15 +192,22 @@ extension Worker {
     /// A small read: through the worker's scratch buffer. What the sink does not take goes into
     /// a pipe at once.
     @inline(__always)
-    private func receiveAndSend(_ flow: inout Flow, from source: CInt, to sink: CInt) -> Transfer {
+    private func receiveAndSend(
+        _ flow: inout Flow, of connection: Connection, from source: CInt, to sink: CInt,
+        _ side: Side
+    ) -> Transfer {
+        FaultInjection.lookAhead(source)
         let result = unsafe Socket.receive(source, into: scratch, limit: Self.scratchSize)
         switch result {
         case .bytes(let count):
+            unsafe FaultInjection.holding(scratch, count)
             flow.half.received(count, of: Self.scratchSize)
             switch unsafe Socket.send(sink, from: scratch, count: count) {
             case .bytes(let sent) where sent == count: break
-            case .bytes(let sent): store(&flow, from: sent, count: count - sent)
-            case .wouldBlock, .endOfStream: store(&flow, from: 0, count: count)
+            case .bytes(let sent):
+                store(&flow, of: connection, from: sent, count: count - sent, side)
+            case .wouldBlock, .endOfStream:
+                store(&flow, of: connection, from: 0, count: count, side)
             case .failed(let code): sinkError = code
             }
         case .wouldBlock: flow.half.receivedNothing()
@@ -171,7 +221,7 @@ extension Worker {
     /// sent, so that even now the kernel holds every byte.
     private func peekAndSend(_ flow: inout Flow, from source: CInt, to sink: CInt) -> Transfer {
         let peeked = unsafe Socket.receive(
-            source, into: scratch, limit: Self.scratchSize, flags: CInt(MSG_PEEK))
+            source, into: scratch, limit: Self.scratchSize, flags: linux_MSG_PEEK)
         switch peeked {
         case .bytes(let count):
             switch unsafe Socket.send(sink, from: scratch, count: count) {
@@ -201,37 +251,42 @@ extension Worker {
         return peeked
     }
 
-    private func takePipe(_ flow: inout Flow) -> Bool {
-        guard pipes.prepare(now: now) else { return false }
-        flow.pipe = pipes.borrow()
-        return flow.pipe != nil
+    private func takePipe(
+        _ flow: inout Flow, of connection: Connection, _ side: Side
+    ) -> Bool {
+        guard pipes.prepare(now: now), let pipe = pipes.borrow() else { return false }
+        map(pipe, of: connection, from: side)
+        flow.pipe = pipe
+        return true
     }
 
     private func fillPipe(
-        _ flow: inout Flow, from source: CInt, counters: RouteCounters
+        _ flow: inout Flow, of connection: Connection, from source: CInt, _ side: Side
     ) -> Transfer {
         guard let pipe = flow.pipe else { return .wouldBlock }
         let result = pipe.fill(from: source, limit: Pipe.wantedCapacity)
         switch result {
         case .bytes(let count):
             flow.half.spliced(count)
-            counters.bytesSpliced.add(UInt64(count))
+            connection.counters.bytesSpliced.add(UInt64(count))
             return result
         case .wouldBlock: flow.half.receivedNothing()
         case .endOfStream: flow.half.splicedEnd()
         case .failed: break
         }
-        givePipeBack(&flow)
+        givePipeBack(&flow, of: connection, side)
         return result
     }
 
     /// Returns the sink's errno if it failed.
-    private func drainPipe(_ flow: inout Flow, to sink: CInt) -> CInt? {
+    private func drainPipe(
+        _ flow: inout Flow, of connection: Connection, to sink: CInt, _ side: Side
+    ) -> CInt? {
         guard let pipe = flow.pipe else { return EPROTO }
         switch pipe.drain(to: sink, limit: flow.half.inPipe) {
         case .bytes(let count):
             flow.half.drained(count)
-            if flow.half.inPipe == 0 { givePipeBack(&flow) }
+            if flow.half.inPipe == 0 { givePipeBack(&flow, of: connection, side) }
         case .wouldBlock: flow.half.sinkBlocked()
         case .endOfStream: return EPROTO  // a pipe with bytes in it has no end
         case .failed(let code): return code
@@ -240,11 +295,17 @@ extension Worker {
     }
 
     /// Puts received bytes that the sink did not take into a pipe.
-    private func store(_ flow: inout Flow, from offset: Int, count: Int) {
+    private func store(
+        _ flow: inout Flow, of connection: Connection, from offset: Int, count: Int, _ side: Side
+    ) {
         // Made ready before the bytes were received, and large enough for the whole scratch.
-        guard let pipe = pipes.borrow(),
-            case .bytes(count) = unsafe pipe.store(scratch + offset, count: count)
-        else {
+        guard let pipe = pipes.borrow() else {
+            sinkError = EPROTO
+            return
+        }
+        map(pipe, of: connection, from: side)
+        guard case .bytes(count) = unsafe pipe.store(scratch + offset, count: count) else {
+            pipes.discard(pipe)
             sinkError = EPROTO
             return
         }
@@ -252,9 +313,10 @@ extension Worker {
         flow.half.stored(count)
     }
 
-    private func givePipeBack(_ flow: inout Flow) {
+    private func givePipeBack(_ flow: inout Flow, of connection: Connection, _ side: Side) {
         if let pipe = flow.pipe {
             flow.pipe = nil
+            connection.slot?.setPipe(from: side, 0)
             pipes.giveBack(pipe)
         }
     }
@@ -263,7 +325,10 @@ extension Worker {
         _ flow: inout Flow, of connection: Connection, sink: CInt, source side: Side
     ) {
         flow.half.finished()
-        if connection.firstToFinish == nil { connection.firstToFinish = side }
+        if connection.firstToFinish == nil {
+            connection.firstToFinish = side
+            connection.slot?.firstToFinish = side
+        }
         // The second FIN is sent by the close that follows at once.
         let other = side == .client ? connection.toClient.half : connection.toTarget.half
         if other.isOver { return }
@@ -279,7 +344,10 @@ extension Worker {
         _ flow: inout Flow, of connection: Connection, sink: Side, code: CInt
     ) -> Bool {
         flow.half.sinkFailed()
-        connection.brokenBy = connection.brokenBy ?? .failure(of: sink, code: code)
+        if connection.brokenBy == nil {
+            connection.brokenBy = .failure(of: sink, code: code)
+            connection.slot?.broken = (sink, code)
+        }
         if sink == .client {
             if connection.toTarget.half.isOver { return true }
             connection.toTarget.half.sourceBecame([.error, .hangup])

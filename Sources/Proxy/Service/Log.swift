@@ -89,10 +89,18 @@ final class Log: Sendable {
         _ priority: Priority, _ event: LogEvent, _ text: @autoclosure () -> String,
         route: String? = nil
     ) {
+        atMostEvery(.seconds(1), priority, event, text(), route: route)
+    }
+
+    /// Like `line`, but says nothing if the same event of the same route was told of that recently.
+    func atMostEvery(
+        _ span: Duration, _ priority: Priority, _ event: LogEvent,
+        _ text: @autoclosure () -> String, route: String? = nil
+    ) {
         let now = Instant.now()
         let kind = Kind(event: event, route: route)
         let isNew = state.withLock { state in
-            if let last = state.lastSaid[kind], now.nanoseconds(since: last) < 1_000_000_000 {
+            if let last = state.lastSaid[kind], now.nanoseconds(since: last) < span.nanoseconds {
                 return false
             }
             state.lastSaid[kind] = now

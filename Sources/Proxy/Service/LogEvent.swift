@@ -16,6 +16,7 @@ enum LogEvent: CaseIterable, Sendable {
     case clientRefused, acceptFailed, descriptorsExhausted, descriptorsRecovered
     case targetUnresolved, routeRefused, routeDoubtful, routesReloaded, reloadFailed
     case drainBegan, drainProgress, drainEnded
+    case connectionsResumed, ledgerRefused, handoverBegan, preservationOff, preservationLimited
 
     /// Random, and fixed for ever.
     var messageID: String {
@@ -38,6 +39,11 @@ enum LogEvent: CaseIterable, Sendable {
         case .metricsFailed: "97c1e1f57ecc4a05acb268c397e8944c"
         case .acceptFailed: "595f430b89b74e6b8446f35d531f82ac"
         case .targetUnresolved: "d62355a2d841427fa3c83b86f194bad6"
+        case .connectionsResumed: "d44d31b725984ce1b65f11fda4613e3f"
+        case .ledgerRefused: "46927d271e1d46a78dfa8279c11b4b0b"
+        case .handoverBegan: "f08fe5291dfe485185c43d5e39c0f16e"
+        case .preservationOff: "e0911f6487a84539b9b11f6b6a7e7b7c"
+        case .preservationLimited: "8a740af22455465e8e30624fe8aac01f"
         }
     }
 }

@@ -21,6 +21,12 @@ struct Notifier {
 
     func stopping() { send("STOPPING=1") }
 
+    /// The process ends, and its connections wait for the next.
+    mutating func handingOver(_ count: Int) {
+        stopping()
+        status("Handing over \(Status.count(count, "connection")) to the next start")
+    }
+
     /// A sentence for `systemctl status`; repeated only when it changes.
     mutating func status(_ text: String) {
         guard isActive, text != lastStatus else { return }

@@ -11,6 +11,23 @@ final class Pipe {
     /// Bytes that the kernel granted; splicing may put more into it, for a slot holds a whole
     /// fragment of a packet.
     let capacity: Int
+    /// Under which a ledger knows it; 0 while none does.
+    var number: UInt64 = 0
+    /// Where copies of its ends are kept; nil while there are none.
+    var ledger: Ledger?
+
+    /// Takes over a pipe of an earlier life of the process.
+    init(
+        number: UInt64, readEnd: consuming FileDescriptor, writeEnd: consuming FileDescriptor
+    ) {
+        self.number = number
+        capacity = Int(max(linux_get_pipe_size(writeEnd.rawValue), 0))
+        self.readEnd = readEnd
+        self.writeEnd = writeEnd
+    }
+
+    /// Bytes that can be read from it.
+    var unread: Int { Int(max(linux_unread(readEnd.rawValue), 0)) }
 
     /// - Throws: EMFILE or ENFILE when descriptors have run out.
     init() throws(SystemError) {

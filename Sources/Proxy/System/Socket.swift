@@ -91,6 +91,11 @@ enum Socket {
     /// Passes an end of stream on: FIN goes out after all that was sent.
     static func finish(_ fd: CInt) { _ = shutdown(fd, CInt(SHUT_WR)) }
 
+    /// Resets at once, whoever holds copies. A unix socket knows no reset: its peer sees the end.
+    static func reset(_ fd: CInt) {
+        if linux_disconnect(fd) == -1 { _ = shutdown(fd, CInt(SHUT_RDWR)) }
+    }
+
     /// Makes the close that follows send a reset, and drop what has not been sent (tcp(7)).
     static func resetOnClose(_ fd: CInt) {
         var option = linger(l_onoff: 1, l_linger: 0)
@@ -106,6 +111,13 @@ enum Socket {
     /// Bytes sent that the peer has not acknowledged or, on a unix socket, read: SIOCOUTQ of
     /// tcp(7) and unix(7).
     static func unsent(_ fd: CInt) -> CInt { max(linux_unsent(fd), 0) }
+
+    /// A number that this socket and its copies have, and no other: SO_COOKIE of socket(7).
+    static func cookie(_ fd: CInt) -> UInt64? {
+        var value: UInt64 = 0
+        var length = socklen_t(MemoryLayout<UInt64>.size)
+        return unsafe getsockopt(fd, SOL_SOCKET, SO_COOKIE, &value, &length) == 0 ? value : nil
+    }
 
     // MARK: Options
 

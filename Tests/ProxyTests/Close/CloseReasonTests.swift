@@ -10,6 +10,7 @@ struct CloseReasonTests {
         #expect(CloseReason.clientClosed.label == "client-closed")
         #expect(CloseReason.targetConnectTimeout.label == "target-connect-timeout")
         #expect(CloseReason.stopped.label == "stopped")
+        #expect(CloseReason.lost.label == "lost")
         #expect(AcceptError.systemDescriptors.label == "system-descriptors")
         #expect(Set(CloseReason.allCases.map(\.label)).count == CloseReason.allCases.count)
     }
@@ -18,6 +19,11 @@ struct CloseReasonTests {
     func rows() {
         #expect(CloseReason.allCases.map(\.rawValue) == Array(0..<CloseReason.allCases.count))
         #expect(ConnectFailure.allCases.map(\.rawValue) == Array(0..<ConnectFailure.allCases.count))
+    }
+
+    @Test("success is a clean end, and nothing else")
+    func successes() {
+        #expect(CloseReason.allCases.filter(\.isSuccess) == [.clientClosed, .targetClosed])
     }
 
     @Test(

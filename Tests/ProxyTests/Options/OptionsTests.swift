@@ -19,6 +19,7 @@ import Testing
         #expect(options.connectTimeout == .seconds(10))
         #expect(options.idleTimeout == nil && options.drainTimeout == nil)
         #expect(options.exitIdleTime == nil && options.connectionsMax == nil)
+        #expect(options.preserve && options.preserveAfter == .seconds(1))
         #expect(options.logConnections == .all)
         #expect(!options.isListenExplicit && !options.isTargetExplicit)
         #expect(!options.isMetricsExplicit)
@@ -38,6 +39,8 @@ import Testing
                 $0.idleTimeout = "2s"
                 $0.drainTimeout = "3s"
                 $0.exitIdleTime = "4s"
+                $0.noPreserve = true
+                $0.preserveAfter = "5s"
                 $0.logConnections = "failures"
             })
         #expect(options.listen == .host("", port: 0) && options.isListenExplicit)
@@ -51,6 +54,7 @@ import Testing
         #expect(options.connectionsMax == 7 && options.workers == 2)
         #expect(options.connectTimeout == .seconds(1) && options.idleTimeout == .seconds(2))
         #expect(options.drainTimeout == .seconds(3) && options.exitIdleTime == .seconds(4))
+        #expect(!options.preserve && options.preserveAfter == .seconds(5))
         #expect(options.logConnections == .failures)
     }
 
@@ -62,13 +66,35 @@ import Testing
                 $0.connectionsMax = "infinity"
                 $0.workers = "auto"
                 $0.connectTimeout = "infinity"
+                $0.preserveAfter = "infinity"
                 $0.drainTimeout = "0"
                 $0.exitIdleTime = "0"
             })
         #expect(options.metrics == nil && options.isMetricsExplicit)
         #expect(options.connectionsMax == nil && options.workers == nil)
-        #expect(options.connectTimeout == nil)
+        #expect(options.connectTimeout == nil && options.preserveAfter == nil)
         #expect(options.drainTimeout == .zero && options.exitIdleTime == .zero)
+        #expect(try Options(words { $0.preserveAfter = "0" }).preserveAfter == .zero)
+    }
+
+    @Test(
+        "A boolean is what systemd takes for one",
+        arguments: [
+            ("1", true), ("yes", true), ("y", true), ("true", true), ("t", true), ("on", true),
+            ("YES", true), ("On", true), ("0", false), ("no", false), ("n", false),
+            ("false", false), ("f", false), ("off", false), ("No", false), ("FALSE", false),
+            ("", nil), ("2", nil), ("01", nil), ("ye", nil), ("yes ", nil), ("none", nil),
+            ("auto", nil), ("yes\u{301}", nil),
+        ])
+    func boolean(text: String, expected: Bool?) {
+        let value: Bool?
+        do throws(OptionError) {
+            value = try Options.parseBoolean(text)
+        } catch {
+            value = nil
+            #expect(error.description == "\(quoted(text)): expected yes or no")
+        }
+        #expect(value == expected)
     }
 
     @Test(
@@ -103,6 +129,8 @@ import Testing
             (\.idleTimeout, "0ms", "--idle-timeout '0ms': expected more than no time"),
             (\.drainTimeout, "", "--drain-timeout '': expected a time span"),
             (\.exitIdleTime, "-1", "--exit-idle-time '-1': a time span is not negative"),
+            (\.preserveAfter, "soon", "--preserve-after 'soon': expected a time span"),
+            (\.preserveAfter, "-1s", "--preserve-after '-1s': a time span is not negative"),
             (\.logConnections, "ALL", "--log-connections 'ALL': expected all, failures or none"),
         ] as [(WritableKeyPath<Options.Words, String?> & Sendable, String, String)])
     func wrongWord(

@@ -24,6 +24,8 @@ import Testing
             ConnectTimeoutSec=3
             IdleTimeoutSec=1h 30min
             ConnectionsMax=100
+            Preserve=Off
+            PreserveAfterSec=500ms
             LogConnections=failures
             """)
         #expect(diagnostics.isEmpty)
@@ -35,6 +37,7 @@ import Testing
         #expect(settings.connectTimeout == .seconds(3))
         #expect(settings.idleTimeout == .seconds(5400))
         #expect(settings.connectionsMax == 100)
+        #expect(!settings.preserve && settings.preserveAfter == .milliseconds(500))
         #expect(settings.logConnections == .failures)
     }
 
@@ -44,11 +47,15 @@ import Testing
         defaults.connectTimeout = .seconds(1)
         defaults.idleTimeout = .seconds(2)
         defaults.connectionsMax = 3
+        defaults.preserve = false
+        defaults.preserveAfter = .seconds(4)
         defaults.logConnections = .none
-        for text in ["", "[X-Proxy]", "[X-Proxy]\nIdleTimeoutSec=9\nIdleTimeoutSec="] {
+        let reset = "IdleTimeoutSec=9\nIdleTimeoutSec=\nPreserveAfterSec=9\nPreserveAfterSec="
+        for text in ["", "[X-Proxy]", "[X-Proxy]\n\(reset)"] {
             let (settings, diagnostics) = read(text, defaults: defaults)
             #expect(diagnostics.isEmpty && settings.targets.isEmpty)
             #expect(settings.connectTimeout == .seconds(1) && settings.idleTimeout == .seconds(2))
+            #expect(!settings.preserve && settings.preserveAfter == .seconds(4))
             #expect(settings.logConnections == .none)
             #expect(settings.connectionsMax == nil, "the process's limit is not the route's")
         }
@@ -58,10 +65,32 @@ import Testing
     func infinity() {
         var defaults = Options()
         defaults.idleTimeout = .seconds(2)
-        let text = "[X-Proxy]\nConnectTimeoutSec=infinity\nIdleTimeoutSec=infinity"
+        let keys = ["ConnectTimeoutSec", "IdleTimeoutSec", "PreserveAfterSec"]
+        let text = "[X-Proxy]\n" + keys.map { "\($0)=infinity\n" }.joined()
         let (settings, diagnostics) = read(text, defaults: defaults)
         #expect(diagnostics.isEmpty)
         #expect(settings.connectTimeout == nil && settings.idleTimeout == nil)
+        #expect(settings.preserveAfter == nil)
+    }
+
+    @Test("The zero age preserves a connection from its start")
+    func preserveAtOnce() {
+        let (settings, diagnostics) = read("[X-Proxy]\nPreserveAfterSec=0")
+        #expect(diagnostics.isEmpty && settings.preserveAfter == .zero)
+    }
+
+    @Test(
+        "A route is preserved if both it and the process are to be",
+        arguments: [
+            (process: true, key: "", expected: true), (true, "Preserve=yes", true),
+            (true, "Preserve=no", false), (true, "Preserve=no\nPreserve=", true),
+            (false, "", false), (false, "Preserve=no", false), (false, "Preserve=yes", false),
+        ])
+    func preserve(process: Bool, key: String, expected: Bool) {
+        var defaults = Options()
+        defaults.preserve = process
+        let (settings, diagnostics) = read("[X-Proxy]\n\(key)", defaults: defaults)
+        #expect(diagnostics.isEmpty && settings.preserve == expected)
     }
 
     @Test("A drop-in replaces targets by resetting the list first")
@@ -84,6 +113,9 @@ import Testing
             ("ConnectTimeoutSec=0", "ConnectTimeoutSec= '0': expected more than no time"),
             ("IdleTimeoutSec=-1", "IdleTimeoutSec= '-1': a time span is not negative"),
             ("ConnectionsMax=0", "ConnectionsMax= '0': expected a number from 1 to"),
+            ("Preserve=always", "/0:2: error: Preserve= 'always': expected yes or no"),
+            ("PreserveAfterSec=1 x", "PreserveAfterSec= '1 x': expected a time span"),
+            ("PreserveAfterSec=-1", "PreserveAfterSec= '-1': a time span is not negative"),
             ("LogConnections=yes", "LogConnections= 'yes': expected all, failures or none"),
         ])
     func wrongValue(line: String, expected: String) {
@@ -100,6 +132,8 @@ import Testing
             ("[X-Proxy]\nTraget=a:1", "did you mean Target=?"),
             ("[X-Proxy]\ntarget=a:1", "did you mean Target=?"),
             ("[X-Proxy]\nIdleTimeout=1", "did you mean IdleTimeoutSec=?"),
+            ("[X-Proxy]\npreserve=no", "did you mean Preserve=?"),
+            ("[X-Proxy]\nPreserveAfter=1", "did you mean PreserveAfterSec=?"),
             ("[X-Proxy]\nMaxConnections=1", "did you mean ConnectionsMax=?"),
             ("[X-Proxy]\nFrob=1", "expected Target=, ConnectTimeoutSec=, IdleTimeoutSec=,"),
             ("[X-Proxy]\nFrob=", "unknown key 'Frob'"),

@@ -1,0 +1,137 @@
+// The ledgers of one worker: finds room, makes one more where there is none, lets empty ones go.
+
+import Glibc
+
+struct LedgerBook {
+    private(set) var ledgers: [Ledger] = []
+    private let store: DescriptorStore?
+    private let worker: Int
+    private let log: Log
+    private let counters: WorkerCounters
+    /// Where there was room the last time.
+    private var current = 0
+    /// After a refusal, when to try again.
+    private(set) var retryAt = Instant(nanoseconds: 0)
+
+    /// - Parameter store: nil where nothing is preserved.
+    init(store: DescriptorStore?, worker: Int, log: Log, counters: WorkerCounters) {
+        self.store = store
+        self.worker = worker
+        self.log = log
+        self.counters = counters
+    }
+
+    /// True exactly when connections can be entered.
+    var isActive: Bool { store != nil }
+
+    /// Adds one of an earlier life.
+    mutating func add(_ ledger: Ledger) {
+        ledgers.append(ledger)
+        counters.ledgerBytes.add(UInt64(LedgerTable.size))
+        counters.ledgerEntries.add(UInt64(ledger.count))
+    }
+
+    // MARK: Entering
+
+    mutating func enter(_ connection: Connection, now: Instant) -> Bool {
+        guard place(now: now, { $0.enter(connection) }) else { return false }
+        counters.ledgerEntries.add(1)
+        return true
+    }
+
+    mutating func enter(_ pipe: Pipe, now: Instant) -> Bool {
+        place(now: now) { $0.enter(pipe) }
+    }
+
+    /// The connection has ended, or is to be entered anew.
+    func forget(_ connection: Connection) {
+        guard let ledger = connection.ledger else { return }
+        ledger.forget(connection)
+        counters.ledgerEntries.subtract(1)
+    }
+
+    /// Tries the ledgers in turn, then a new one.
+    private mutating func place(now: Instant, _ attempt: (Ledger) -> Ledger.Outcome) -> Bool {
+        guard let store, now >= retryAt else { return false }
+        for step in ledgers.indices {
+            let index = (current + step) % ledgers.count
+            switch attempt(ledgers[index]) {
+            case .entered:
+                current = index
+                return true
+            case .full: continue
+            case .refused(let code): return refused(code, now, attempt)
+            }
+        }
+        do throws(SystemError) {
+            guard let ledger = try Ledger.make(in: store, worker: worker) else {
+                giveUp(
+                    now,
+                    "systemd's store has no place for more than \(store.limit) descriptors, "
+                        + "\(Ledger.descriptorCount) for some 500 connections: "
+                        + "raise FileDescriptorStoreMax=")
+                return false
+            }
+            add(ledger)
+        } catch {
+            giveUp(now, "\(error)")
+            return false
+        }
+        current = ledgers.count - 1
+        switch attempt(ledgers[current]) {
+        case .entered: return true
+        case .full: return false
+        case .refused(let code): return refused(code, now, attempt)
+        }
+    }
+
+    /// The dead count against the limit, too: without them there may be room.
+    private mutating func refused(
+        _ code: CInt, _ now: Instant, _ attempt: (Ledger) -> Ledger.Outcome
+    ) -> Bool {
+        for ledger in ledgers { ledger.compact() }
+        if attempt(ledgers[current]) == .entered { return true }
+        let advice =
+            code == ETOOMANYREFS
+            ? ": copies of sockets count like open ones; raise LimitNOFILE=" : ""
+        giveUp(now, SystemError(call: "sendmsg", code: code).description + advice)
+        return false
+    }
+
+    private mutating func giveUp(_ now: Instant, _ why: String) {
+        retryAt = now.advanced(by: Self.pause)
+        log.atMostEvery(
+            .seconds(60), .warning, .preservationLimited,
+            "not every connection will survive this process: \(why)")
+    }
+
+    private static let pause = Duration.seconds(1)
+
+    // MARK: Upkeep
+
+    /// Drops what is dead, and ledgers that nothing is in any more.
+    mutating func tidy() {
+        for ledger in ledgers { ledger.compact() }
+        guard let store else { return }
+        let empty = ledgers.filter(\.isEmpty)
+        for ledger in empty.dropFirst(empty.count == ledgers.count ? 1 : 0) {
+            store.remove(ledger.name, count: Ledger.descriptorCount)
+            ledgers.removeAll { $0 === ledger }
+            counters.ledgerBytes.subtract(UInt64(LedgerTable.size))
+        }
+        current = 0
+    }
+
+    /// Notes that the process is alive.
+    func sign(_ now: Instant) {
+        for ledger in ledgers { ledger.table.lastSign = now }
+    }
+
+    /// Notes that everything is in order for whoever comes next.
+    func close(_ now: Instant) {
+        for ledger in ledgers {
+            ledger.table.lastSign = now
+            ledger.table.handedOverAt = now
+        }
+    }
+}

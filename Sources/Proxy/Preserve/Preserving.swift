@@ -1,0 +1,91 @@
+// Keeps the ledgers up with the connections: what is in them outlives the process.
+
+import CLinux
+import Glibc
+
+extension Worker {
+    // MARK: Entering
+
+    /// When the connection is to be entered; nil if it never is or has been.
+    func preserveAt(_ connection: Connection) -> Instant? {
+        guard ledgers.isActive, connection.ledger == nil, connection.route.preserves,
+            connection.route.preserveAfter != .max
+        else { return nil }
+        let at = connection.acceptedAt.advanced(byNanoseconds: connection.route.preserveAfter)
+        return max(at, ledgers.retryAt)
+    }
+
+    /// Enters the connection if it is old enough.
+    func preserveIfDue(_ connection: Connection) {
+        if let at = preserveAt(connection), now >= at { preserve(connection) }
+    }
+
+    /// Enters the connection, and the pipes that hold bytes of it.
+    @discardableResult
+    func preserve(_ connection: Connection) -> Bool {
+        guard ledgers.enter(connection, now: now) else { return false }
+        if let pipe = connection.toTarget.pipe { map(pipe, of: connection, from: .client) }
+        if let pipe = connection.toClient.pipe { map(pipe, of: connection, from: .target) }
+        return true
+    }
+
+    /// The target of a connection that was entered while it was being dialled is connected.
+    func preserveTarget(_ connection: Connection) {
+        guard let ledger = connection.ledger else { return }
+        if ledger.enterTarget(of: connection) == .entered {
+            connection.slot?.broken = connection.brokenBy?.ledgerForm
+            return
+        }
+        // No room there: another ledger takes both.
+        ledgers.forget(connection)
+        preserve(connection)
+    }
+
+    /// Writes down which pipe carries the direction, before bytes are in it.
+    func map(_ pipe: Pipe, of connection: Connection, from side: Side) {
+        guard let slot = connection.slot else { return }
+        if pipe.ledger == nil && !ledgers.enter(pipe, now: now) { return }
+        if !FaultInjection.mapsNoPipes { slot.setPipe(from: side, pipe.number) }
+    }
+
+    // MARK: Ending
+
+    /// Ends the sockets of a connection that is in a ledger, and forgets it. While there is a copy,
+    /// a close sends nothing and epoll goes on reporting.
+    func sever(_ connection: Connection, inOrder: Bool) {
+        for fd in [connection.client.rawValue, connection.targetDescriptor] where fd >= 0 {
+            epoll.remove(fd)
+            if inOrder { Socket.finish(fd) } else { Socket.reset(fd) }
+        }
+        ledgers.forget(connection)
+    }
+
+    // MARK: Handing over
+
+    /// True exactly when the target has accepted, and epoll has not come to tell.
+    private func isConnectedUnseen(_ connection: Connection) -> Bool {
+        connection.phase == .dialling
+            && StreamCounts.of(connection.targetDescriptor, isOpener: true)?.state
+                == StreamCounts.established
+    }
+
+    /// Enters everything that is not yet, ends what is not to be preserved, and stops for good:
+    /// from here on the next life of the process has the connections.
+    func handOver() -> Never {
+        isDraining = true
+        stopListening()
+        for connection in connections.all {
+            if isConnectedUnseen(connection) { enterRelay(connection) }
+            if !connection.route.preserves {
+                end(connection, .stopped)
+            } else if connection.ledger == nil && !preserve(connection) {
+                // It ends with the process; a FIN would make a part of the stream look like all.
+                Socket.resetOnClose(connection.client.rawValue)
+                if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }
+            }
+        }
+        ledgers.close(now)
+        finishedHandOver()
+        while true { pause() }
+    }
+}

@@ -1,0 +1,76 @@
+// systemd's store of descriptors: what is put there outlives the process, sd_notify(3).
+
+import CSystemd
+import Glibc
+import Synchronization
+
+/// The places that systemd keeps for this service's descriptors. Safe to use from any thread.
+final class DescriptorStore: Sendable {
+    /// How many descriptors systemd keeps: `FileDescriptorStoreMax=`.
+    let limit: Int
+    private let used: Atomic<Int>
+    private let lastNumber: Atomic<UInt64>
+
+    /// Stored descriptors have this before a number.
+    static let namePrefix = "proxy-ledger-"
+
+    /// - Parameter names: of the descriptors that are stored already.
+    init(limit: Int, names: [String]) {
+        self.limit = limit
+        used = Atomic(names.count)
+        lastNumber = Atomic(names.compactMap(Self.number).max() ?? 0)
+    }
+
+    private static func number(_ name: String) -> UInt64? {
+        UInt64(name.dropFirst(namePrefix.count))
+    }
+
+    /// A name that no stored descriptor has.
+    func nextName() -> String {
+        "\(Self.namePrefix)\(lastNumber.wrappingAdd(1, ordering: .relaxed).newValue)"
+    }
+
+    /// Stores descriptors under a name. They stay open here.
+    ///
+    /// FDPOLL=0, for a hangup would remove them. False if there is no place for them or nobody
+    /// takes the message.
+    func put(_ descriptors: [CInt], name: String) -> Bool {
+        guard used.increment(by: descriptors.count, upTo: limit) else { return false }
+        let message = "FDSTORE=1\nFDNAME=\(name)\nFDPOLL=0"
+        let sent = unsafe sd_pid_notify_with_fds(
+            0, 0, message, descriptors, CUnsignedInt(descriptors.count))
+        if sent > 0 { return true }
+        used.wrappingSubtract(descriptors.count, ordering: .relaxed)
+        return false
+    }
+
+    /// Has systemd close what it keeps under a name.
+    static func remove(_ name: String) {
+        _ = unsafe sd_notify(0, "FDSTOREREMOVE=1\nFDNAME=\(name)")
+    }
+
+    func remove(_ name: String, count: Int) {
+        Self.remove(name)
+        used.wrappingSubtract(count, ordering: .relaxed)
+    }
+
+    /// Waits until systemd has taken everything that was sent to it so far.
+    func settle() { _ = sd_notify_barrier(0, 5_000_000) }
+
+    // MARK: Whether there is one
+
+    /// How many descriptors systemd stores for this process; 0 if none.
+    static func places() -> Int {
+        guard Notifier().isActive else { return 0 }
+        if let text = unsafe getenv("FDSTORE") {
+            return unsafe Int(String(cString: text)).map { max($0, 0) } ?? 0
+        }
+        // Before systemd 254 only the unit's own files tell.
+        guard let own = ProcessUnit.ofThisProcess(),
+            let unit = UnitSearch.ofManager(isUser: own.isUser).unit(own.name),
+            let text = unit.value("Service", "FileDescriptorStoreMax")?.value,
+            let limit = Int(text)
+        else { return 0 }
+        return max(limit, 0)
+    }
+}
