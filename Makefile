@@ -2,6 +2,7 @@
 # make test       every check but systemd's    make check-system  the package in a booted systemd
 # make lint       format and style             make format        put the format right
 # make bench      compare with the peers       make deb           the Debian package, into dist/
+# make bench-restart  how long clients wait at a restart and at a crash
 # make sanitize   the tests under sanitizers   make fuzz          each parser, for a minute
 # make setup      what a fresh Debian needs for all of these
 
@@ -24,7 +25,7 @@ SYSTEM_PACKAGES := mmdebstrap systemd-container zstd debhelper lintian dpkg-dev 
     dpkg-repack
 
 .PHONY: all release toolchain setup setup-build setup-test setup-system run test unit-test \
-    fault-test client-test lint format check-system deb install bench bench-quick bench-setup \
+    fault-test client-test lint format check-system deb install bench bench-quick bench-restart bench-setup \
     sanitize fuzz clean
 
 all: release
@@ -63,7 +64,9 @@ test: setup-test lint release unit-test fault-test client-test
 unit-test: toolchain
 	$(SWIFT) test --disable-xctest $(if $(JOBS),--jobs $(JOBS))
 
-fault-test:
+# Some faults can only be had from a debug build, which is told of them by the environment.
+fault-test: toolchain
+	$(SWIFT) build $(if $(JOBS),--jobs $(JOBS))
 	$(PYTEST) Tests/FaultTests
 
 client-test:
@@ -93,6 +96,9 @@ bench: release
 	$(MAKE) -C Benchmarks bench
 bench-quick: release
 	$(MAKE) -C Benchmarks bench-quick
+bench-restart: setup-system
+	DEB_BUILD_OPTIONS="nocheck $(DEB_BUILD_OPTIONS)" $(MAKE) deb
+	$(MAKE) -C Benchmarks bench-restart
 
 # --- packages
 

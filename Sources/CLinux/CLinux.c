@@ -23,6 +23,7 @@ _Static_assert(EPOLLIN == 0x001 && EPOLLPRI == 0x002 && EPOLLOUT == 0x004 && EPO
                "the bits of epoll(7)");
 
 _Static_assert(sizeof(struct linux_ledger_slot) == 64, "a cache line");
+_Static_assert(sizeof(struct linux_ledger_header) == 64, "the routes begin behind it");
 
 const int linux_SOCK_STREAM = SOCK_STREAM, linux_SOCK_DGRAM = SOCK_DGRAM,
           linux_SOCK_SEQPACKET = SOCK_SEQPACKET, linux_MSG_PEEK = MSG_PEEK;

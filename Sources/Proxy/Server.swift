@@ -16,7 +16,7 @@ public final class Server {
     private let metrics: MetricsEndpoint
     private(set) var workers: [Worker] = []
     let mostWorkers: Int
-    private let ledgers: [InheritedLedger]
+    let ledgers: [InheritedLedger]
     private var newestWorkerAt = Instant.now()
     var notifier = Notifier()
     private var watchdog: Watchdog?
@@ -37,7 +37,7 @@ public final class Server {
         mostWorkers = options.workers ?? Processors.available()
         var startup = try Startup(options)
         ledgers = startup.ledgers
-        startup.addFormerRoutes(ledgers.flatMap(\.routeNames))
+        startup.addFormerRoutes(ledgers.flatMap { LedgerSummary(of: $0).routes })
         routes = startup.routes
         listeners = startup.listeners
         startup.listeners = []  // one owner: with it the port closes

@@ -61,8 +61,8 @@ private func answer(_ error: any Error, to command: Invocation.Command) -> Int32
 /// Says what is wrong with the command line, to a service manager as well.
 private func refuse(_ message: String) -> Int32 {
     complain(message)
-    StartFailure.tellManager(StartError(description: message), exitStatus: usageStatus)
-    return usageStatus
+    return StartFailure().tellManager(
+        StartError(description: message), exitStatus: usageStatus)
 }
 
 /// ArgumentParser's "Unknown option '--x'. Did you mean '--y'?" as the end of "proxy: …".

@@ -44,6 +44,10 @@ struct linux_ledger_header {
     uint64_t worker;          // which of the process's workers it belongs to
     uint64_t last_sign;       // of life, CLOCK_MONOTONIC in nanoseconds
     uint64_t handed_over_at;  // the same clock; 0 while the process runs and after a crash
+    uint32_t has_pipes;       // 1 once a pipe was entered, or mapped
+    uint32_t routes_size;     // bytes behind the header: its connections' routes, each name after a
+                              // byte with its length
+    uint64_t reserved;
 };
 
 int linux_epoll_create(void);

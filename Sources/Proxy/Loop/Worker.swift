@@ -74,8 +74,7 @@ extension [CounterSet] {
         timers = Timers(now: now)
         pipes = PipePool(
             budget: shared.descriptors, workers: mostWorkers, counters: counters.worker)
-        ledgers = LedgerBook(
-            store: shared.store, worker: number, log: shared.log, counters: counters.worker)
+        ledgers = LedgerBook(worker: number, shared: shared, counters: counters.worker)
         load = LoadWindow(startedAt: now)
         unsafe scratch = .allocate(byteCount: Self.scratchSize, alignment: 4096)
         try epoll.add(
@@ -317,7 +316,7 @@ extension [CounterSet] {
             resumed.store(true, ordering: .releasing)
             shared.notice.signal()
         case .handOver: handOver()
-        case .sign: break  // done already, as after each wait
+        case .sign: ledgers.dropEmpty()  // the sign itself is given after each wait
         case .ping:
             ledgers.tidy()
             oldest.store(

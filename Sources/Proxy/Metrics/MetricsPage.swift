@@ -171,7 +171,7 @@ struct MetricsPage: Sendable {
             for cause in ResumptionCause.allCases {
                 samples.sample(
                     ["cause": cause.label],
-                    UInt64(resumption.cause == cause ? resumption.resumed : 0))
+                    resumption.cause == cause ? resumption.resumed : 0)
             }
         }
         page.counter(
@@ -180,7 +180,7 @@ struct MetricsPage: Sendable {
         ) { samples in
             for reason in LostReason.allCases {
                 samples.sample(
-                    ["reason": reason.label], UInt64(resumption.lost[reason.rawValue]))
+                    ["reason": reason.label], resumption.lost[reason.rawValue])
             }
         }
         page.gauge(

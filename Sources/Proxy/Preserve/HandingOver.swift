@@ -16,19 +16,30 @@ extension Server {
 
     // MARK: Resuming
 
-    /// Shares the ledgers out, those of one former worker together, and waits until every
-    /// connection in them goes on.
+    /// Shares the ledgers out, and waits until every connection in them goes on.
     func resume(_ ledgers: [InheritedLedger]) throws(StartError) {
         if ledgers.isEmpty { return }
-        var shares: [UInt64: [InheritedLedger]] = [:]
-        for ledger in ledgers { shares[ledger.worker, default: []].append(ledger) }
-        while workers.count < min(shares.count, mostWorkers) {
+        // A pipe may carry the bytes of a connection in another ledger of its worker.
+        var shares: [[InheritedLedger]] = []
+        var withPipes: [UInt64: [InheritedLedger]] = [:]
+        var formerWorkers: Set<UInt64> = []
+        for ledger in ledgers {
+            let summary = LedgerSummary(of: ledger)
+            formerWorkers.insert(summary.worker)
+            if summary.hasPipes {
+                withPipes[summary.worker, default: []].append(ledger)
+            } else {
+                shares.append([ledger])
+            }
+        }
+        shares += withPipes.values
+        let wanted = max(formerWorkers.count, shares.count / Self.sharesPerWorker)
+        while workers.count < min(wanted, shares.count, mostWorkers) {
             do throws(StartError) { try startWorker() } catch { break }
         }
-        // Pipes and connections of one share know each other by their numbers.
         var loads = [[InheritedLedger]](repeating: [], count: workers.count)
-        for (index, share) in shares.sorted(by: { $0.key < $1.key }).enumerated() {
-            loads[index % loads.count] += share.value
+        for (index, share) in shares.sorted(by: { $0.count > $1.count }).enumerated() {
+            loads[index % loads.count] += share
         }
         for (worker, load) in zip(workers, loads) where !load.isEmpty { worker.resume(load) }
         while workers.contains(where: { !$0.hasResumed }) {
@@ -37,20 +48,23 @@ extension Server {
         shared.resumption.withLock { $0.ready(at: .now()) }
     }
 
+    /// So many ledgers are a thousand connections or more, and worth a thread.
+    private static let sharesPerWorker = 2
+
     /// Says what came of an earlier life's connections, and whether those of this life have one
     /// after it.
     func sayResumed() {
         let resumption = shared.resumption.withLock { $0 }
         for name in resumption.strays {
             shared.log.line(
-                .warning, .connectionsResumed, "what systemd kept as \(quoted(name)) is no ledger")
+                .warning, .ledgerRefused, "what systemd kept as \(quoted(name)) is no ledger")
         }
-        if resumption.cause != nil {
+        if !ledgers.isEmpty {
             shared.log.line(
                 resumption.lostInAll == 0 ? .notice : .warning, .connectionsResumed,
                 resumption.sentence,
                 fields: [
-                    (name: "PROXY_CAUSE", value: resumption.cause?.label ?? ""),
+                    (name: "PROXY_CAUSE", value: resumption.cause.label),
                     (name: "PROXY_RESUMED", value: "\(resumption.resumed)"),
                     (name: "PROXY_LOST", value: "\(resumption.lostInAll)"),
                     (name: "PROXY_GAP_USEC", value: "\(resumption.gap / 1000)"),
@@ -71,17 +85,15 @@ extension Server {
     ///
     /// - Returns: the exit status.
     func handOver() -> Int32 {
-        let open = shared.admission.count
-        notifier.handingOver(open)
+        notifier.handingOver(shared.admission.count)
         for worker in workers { worker.mailbox.post(.handOver) }
         // What a worker that is stuck has entered before is kept all the same.
         let limit = Instant.now().advanced(by: .seconds(1))
         while workers.contains(where: { !$0.hasHandedOver }) && Instant.now() < limit {
             shared.notice.wait(milliseconds: 10)
         }
-        shared.log.line(
-            .notice, .handoverBegan,
-            "handing over \(Status.count(open, "connection")) to the next start")
+        let left = Status.count(shared.admission.count, "connection")
+        shared.log.line(.notice, .handoverBegan, "handing over \(left) to the next start")
         shared.store?.settle()
         return 0
     }

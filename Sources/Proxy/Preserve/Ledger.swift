@@ -21,6 +21,8 @@ final class Ledger {
     private var tenants: [Connection?]
     private var freeSlots: [Int]
     private var pipes: [UInt64: Pipe] = [:]
+    /// Routes that the table names.
+    private var routes: Set<String>
     /// Datagrams in the queue, those of the dead included.
     private var queued: Int
     private var dead = 0
@@ -65,6 +67,8 @@ final class Ledger {
 
     /// Descriptors of one ledger in systemd's store.
     static let descriptorCount = 3
+    /// Of those, open in this process as long as the ledger is.
+    static let openDescriptors = 2
 
     /// Room for all slots and as many pipes: an entry takes 768 bytes, one with unix paths 1,280.
     private static let wantedBuffer: CInt = 1024 * 1024
@@ -80,6 +84,7 @@ final class Ledger {
         capacity = Int((try? Socket.get(writer.rawValue, SOL_SOCKET, SO_SNDBUF)) ?? 0)
         self.writer = writer
         self.reader = reader
+        routes = Set(table.routes)
         tenants = Array(repeating: nil, count: LedgerTable.slotCount)
         freeSlots = Array((0..<LedgerTable.slotCount).reversed())
     }
@@ -88,7 +93,9 @@ final class Ledger {
 
     /// Enters a connection with the sockets that it has, and hands it its slot.
     func enter(_ connection: Connection) -> Outcome {
-        guard hasRoom, let index = freeSlots.popLast() else { return .full }
+        guard hasRoom, knows(connection.route.name), let index = freeSlots.popLast() else {
+            return .full
+        }
         let slot = table.slot(index)
         slot.take(serial: Self.newNumber())
         // All that the entry's reader needs has to be there when it is.
@@ -122,11 +129,20 @@ final class Ledger {
     func enter(_ pipe: Pipe) -> Outcome {
         guard hasRoom else { return .full }
         if pipe.number == 0 { pipe.number = Self.newNumber() }
+        table.hasPipes = true
         let outcome = send(
             .pipe(pipe.number), [pipe.readEnd.rawValue, pipe.writeEnd.rawValue])
         guard outcome == .entered else { return outcome }
         hold(pipe)
         return .entered
+    }
+
+    /// Whoever comes next has to know the routes before it begins.
+    private func knows(_ route: String) -> Bool {
+        if routes.contains(route) { return true }
+        guard table.addRoute(route) else { return false }
+        routes.insert(route)
+        return true
     }
 
     /// Numbers are random, so that no life of the process need know those of another.

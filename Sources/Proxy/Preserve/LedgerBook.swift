@@ -6,29 +6,38 @@ struct LedgerBook {
     private(set) var ledgers: [Ledger] = []
     private let store: DescriptorStore?
     private let worker: Int
-    private let log: Log
+    private let shared: Shared
     private let counters: WorkerCounters
     /// Where there was room the last time.
     private var current = 0
     /// After a refusal, when to try again.
     private(set) var retryAt = Instant(nanoseconds: 0)
 
-    /// - Parameter store: nil where nothing is preserved.
-    init(store: DescriptorStore?, worker: Int, log: Log, counters: WorkerCounters) {
-        self.store = store
+    init(worker: Int, shared: Shared, counters: WorkerCounters) {
+        store = shared.store
         self.worker = worker
-        self.log = log
+        self.shared = shared
         self.counters = counters
     }
 
     /// True exactly when connections can be entered.
     var isActive: Bool { store != nil }
 
-    /// Adds one of an earlier life.
+    // MARK: Adopting
+
+    /// Adds a ledger, a new one or one of an earlier life.
     mutating func add(_ ledger: Ledger) {
         ledgers.append(ledger)
+        shared.descriptors.charge(Ledger.openDescriptors)
         counters.ledgerBytes.add(UInt64(LedgerTable.size))
-        counters.ledgerEntries.add(UInt64(ledger.count))
+    }
+
+    /// A connection of an earlier life goes on under its entry.
+    func adopt(
+        _ connection: Connection, in ledger: Ledger, at place: LedgerPlace, targetIsApart: Bool
+    ) {
+        ledger.adopt(connection, at: place, targetIsApart: targetIsApart)
+        counters.ledgerEntries.add(1)
     }
 
     // MARK: Entering
@@ -100,23 +109,32 @@ struct LedgerBook {
 
     private mutating func giveUp(_ now: Instant, _ why: String) {
         retryAt = now.advanced(by: Self.pause)
-        log.atMostEvery(
+        shared.log.atMostEvery(
             .seconds(60), .warning, .preservationLimited,
             "not every connection will survive this process: \(why)")
     }
 
     private static let pause = Duration.seconds(1)
 
+    /// The next is tried whatever came of the last.
+    mutating func tryAgain() { retryAt = Instant(nanoseconds: 0) }
+
     // MARK: Upkeep
 
     /// Drops what is dead, and ledgers that nothing is in any more.
     mutating func tidy() {
         for ledger in ledgers { ledger.compact() }
-        guard let store else { return }
+        dropEmpty()
+    }
+
+    /// Gives ledgers back that nothing is in; the last one stays for the next connection.
+    mutating func dropEmpty() {
+        guard let store, ledgers.count > 1 else { return }
         let empty = ledgers.filter(\.isEmpty)
         for ledger in empty.dropFirst(empty.count == ledgers.count ? 1 : 0) {
             store.remove(ledger.name, count: Ledger.descriptorCount)
             ledgers.removeAll { $0 === ledger }
+            shared.descriptors.giveBack(Ledger.openDescriptors)
             counters.ledgerBytes.subtract(UInt64(LedgerTable.size))
         }
         current = 0

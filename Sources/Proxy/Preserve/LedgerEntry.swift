@@ -112,7 +112,7 @@ extension LedgerEntry {
                     acceptedAt: Instant(nanoseconds: try reader.word()),
                     route: try reader.text(), client: try reader.address(),
                     listen: try reader.address(),
-                    target: try reader.byte() == 0 ? nil : try reader.target()))
+                    target: try reader.flag() ? try reader.target() : nil))
         case .target:
             self = .target(TargetFacts(place: try reader.place(), target: try reader.target()))
         case .pipe: self = .pipe(try reader.word())
@@ -181,6 +181,14 @@ private struct ByteReader {
     mutating func byte() throws(EntryDamage) -> UInt8 {
         guard let byte = rest.popFirst() else { throw .damaged }
         return byte
+    }
+
+    mutating func flag() throws(EntryDamage) -> Bool {
+        switch try byte() {
+        case 0: return false
+        case 1: return true
+        default: throw .damaged
+        }
     }
 
     private mutating func number<Number: FixedWidthInteger>(

@@ -12,24 +12,21 @@ struct InheritedLedger: Sendable {
     var descriptors: [CInt]
 }
 
-extension InheritedLedger {
-    /// Which of the earlier life's workers it belonged to; 0 if its table does not tell.
-    var worker: UInt64 {
-        for descriptor in descriptors {
-            if let table = try? LedgerTable.adopt(descriptor) { return table.worker }
-        }
-        return 0
-    }
+/// What a ledger's table says of the whole of it, before anything is taken over.
+struct LedgerSummary {
+    /// Which of the earlier life's workers it belonged to.
+    var worker: UInt64 = 0
+    var hasPipes = true
+    var routes: [String] = []
 
-    /// The routes of the connections in it.
-    var routeNames: Set<String> {
-        var names: Set<String> = []
-        for descriptor in descriptors {
-            LedgerRemains.walk(descriptor, copyingDescriptors: false) { entry, _ in
-                if case .success(.connection(let facts)) = entry { names.insert(facts.route) }
-            }
+    /// - Parameter ledger: its descriptors stay open.
+    init(of ledger: InheritedLedger) {
+        for descriptor in ledger.descriptors {
+            guard let table = try? LedgerTable.adopt(descriptor) else { continue }
+            worker = table.worker
+            hasPipes = table.hasPipes
+            routes = table.routes
         }
-        return names
     }
 }
 
@@ -77,25 +74,17 @@ struct LedgerRemains: ~Copyable {
     ///
     /// - Returns: how many datagrams there are.
     func walk(_ visit: (Result<LedgerEntry, EntryDamage>, [CInt]) -> Void) -> Int {
-        Self.walk(reader.rawValue, copyingDescriptors: true, visit)
-    }
-
-    @discardableResult
-    fileprivate static func walk(
-        _ reader: CInt, copyingDescriptors: Bool,
-        _ visit: (Result<LedgerEntry, EntryDamage>, [CInt]) -> Void
-    ) -> Int {
         // Each peek begins where the last has ended: SO_PEEK_OFF of socket(7).
-        try? Socket.set(reader, SOL_SOCKET, SO_PEEK_OFF, 0)
-        defer { try? Socket.set(reader, SOL_SOCKET, SO_PEEK_OFF, -1) }
+        try? Socket.set(reader.rawValue, SOL_SOCKET, SO_PEEK_OFF, 0)
+        defer { try? Socket.set(reader.rawValue, SOL_SOCKET, SO_PEEK_OFF, -1) }
         var buffer = [UInt8](repeating: 0, count: LedgerEntry.mostBytes)
         var descriptors: [CInt] = [-1, -1]
         var walked = 0
         while true {
             var received: CInt = 0
             let count = unsafe linux_receive_descriptors(
-                reader, &buffer, buffer.count, &descriptors,
-                copyingDescriptors ? 2 : 0, &received, linux_MSG_PEEK)
+                reader.rawValue, &buffer, buffer.count, &descriptors, CInt(descriptors.count),
+                &received, linux_MSG_PEEK)
             if count < 0 { return walked }
             walked += 1
             let entry = Result { () throws(EntryDamage) in
@@ -103,5 +92,16 @@ struct LedgerRemains: ~Copyable {
             }
             visit(entry, Array(descriptors[..<Int(received)]))
         }
+    }
+}
+
+extension Ledger {
+    /// Goes on with what is left of an earlier life's ledger.
+    ///
+    /// - Parameter queued: datagrams in its queue.
+    convenience init(_ remains: consuming LedgerRemains, table: LedgerTable, queued: Int) {
+        self.init(
+            name: remains.name, table: table, writer: remains.writer, reader: remains.reader,
+            queued: queued)
     }
 }

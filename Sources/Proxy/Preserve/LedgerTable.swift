@@ -101,6 +101,45 @@ import Glibc
         set { unsafe header.pointee.handed_over_at = newValue?.nanoseconds ?? 0 }
     }
 
+    /// True once a pipe was entered: its ledger and those whose connections it may carry belong
+    /// together.
+    var hasPipes: Bool {
+        get { unsafe header.pointee.has_pipes != 0 }
+        set { unsafe header.pointee.has_pipes = newValue ? 1 : 0 }
+    }
+
+    /// The rest of the header's page.
+    private var routeBytes: UnsafeMutableRawBufferPointer {
+        let start = MemoryLayout<linux_ledger_header>.size
+        return unsafe UnsafeMutableRawBufferPointer(
+            start: memory + start, count: Self.headerSize - start)
+    }
+
+    /// The routes of the connections that are or were in it, as far as they can be read.
+    var routes: [String] {
+        var names: [String] = []
+        var rest = unsafe routeBytes.prefix(Int(header.pointee.routes_size))[...]
+        while let length = unsafe rest.popFirst(), length > 0, unsafe rest.count >= Int(length),
+            let name = unsafe String(validating: rest.prefix(Int(length)), as: UTF8.self)
+        {
+            names.append(name)
+            unsafe rest = rest.dropFirst(Int(length))
+        }
+        return names
+    }
+
+    /// Adds a name of at most 255 bytes. False if there is no room.
+    func addRoute(_ name: String) -> Bool {
+        let start = unsafe Int(header.pointee.routes_size)
+        let bytes = [UInt8(clamping: name.utf8.count)] + Array(name.utf8)
+        guard bytes.count <= 256, unsafe start + bytes.count <= routeBytes.count else {
+            return false
+        }
+        for (offset, byte) in bytes.enumerated() { unsafe routeBytes[start + offset] = byte }
+        unsafe header.pointee.routes_size = UInt32(start + bytes.count)
+        return true
+    }
+
     /// How often in a row a process has begun to resume from this ledger and not come to an end.
     var attempts: UInt32 {
         get { unsafe header.pointee.attempts }

@@ -45,6 +45,7 @@ extension Worker {
     func map(_ pipe: Pipe, of connection: Connection, from side: Side) {
         guard let slot = connection.slot else { return }
         if pipe.ledger == nil && !ledgers.enter(pipe, now: now) { return }
+        connection.ledger?.table.hasPipes = true
         if !FaultInjection.mapsNoPipes { slot.setPipe(from: side, pipe.number) }
     }
 
@@ -58,6 +59,7 @@ extension Worker {
             if inOrder { Socket.finish(fd) } else { Socket.reset(fd) }
         }
         ledgers.forget(connection)
+        if connections.count == 1 { ledgers.tidy() }  // it was the last
     }
 
     // MARK: Handing over
@@ -74,6 +76,8 @@ extension Worker {
     func handOver() -> Never {
         isDraining = true
         stopListening()
+        ledgers.tryAgain()
+        pipes.trim()  // a ledger takes descriptors, too
         for connection in connections.all {
             if isConnectedUnseen(connection) { enterRelay(connection) }
             if !connection.route.preserves {

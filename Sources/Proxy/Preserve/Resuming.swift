@@ -1,6 +1,7 @@
 // Goes on with the connections that an earlier life of the process left in its ledgers.
 
 import CLinux
+import CSystemd
 import Glibc
 
 /// A connection as a ledger has it: facts, and copies of its sockets, which close with it.
@@ -12,6 +13,7 @@ private final class Orphan {
     /// True exactly when the target has a datagram of its own.
     var targetIsApart = false
 
+    /// - Parameter descriptors: one, or two if the facts tell of a target.
     init(_ facts: ConnectionFacts, _ descriptors: [CInt]) {
         self.facts = facts
         target = facts.target
@@ -25,32 +27,28 @@ private final class Orphan {
 
 /// What a ledger's queue holds.
 private struct Contents {
-    /// In the order of their entries. An entry that is there twice counts once.
+    /// An entry that is there twice counts once.
     var orphans: [LedgerPlace: Orphan] = [:]
     var pipes: [Pipe] = []
-    /// Connections whose descriptors could not be received: EMFILE.
-    var withoutDescriptors = 0
+    /// What cannot go on for its datagram cannot be used; its sockets were reset.
+    var lost: [LostReason] = []
 
     init(of remains: borrowing LedgerRemains, datagrams: inout Int) {
         var orphans: [LedgerPlace: Orphan] = [:]
         var pipes: [Pipe] = []
-        var withoutDescriptors = 0
+        var lost: [LostReason] = []
+        var targets: [(facts: TargetFacts, descriptor: CInt)] = []
         datagrams = remains.walk { entry, descriptors in
-            guard case .success(let entry) = entry,
-                descriptors.count == entry.descriptorCount
-            else {
-                if case .success(.connection) = entry { withoutDescriptors += 1 }
-                for descriptor in descriptors { _ = Glibc.close(descriptor) }
+            let entry = Self.usable(entry, with: descriptors)
+            guard case .success(let entry) = entry else {
+                if case .failure(let reason) = entry, Self.abandon(descriptors, reason) {
+                    lost.append(reason)
+                }
                 return
             }
             switch entry {
             case .connection(let facts): orphans[facts.place] = Orphan(facts, descriptors)
-            case .target(let facts):
-                let socket = FileDescriptor(owning: descriptors[0])
-                guard let orphan = orphans[facts.place], orphan.target == nil else { return }
-                orphan.target = facts.target
-                orphan.targetSocket = consume socket
-                orphan.targetIsApart = true
+            case .target(let facts): targets.append((facts, descriptors[0]))
             case .pipe(let number):
                 pipes.append(
                     Pipe(
@@ -58,9 +56,62 @@ private struct Contents {
                         writeEnd: FileDescriptor(owning: descriptors[1])))
             }
         }
+        for (facts, descriptor) in targets {
+            guard let orphan = orphans[facts.place] else {
+                // Its connection has ended, or cannot be read.
+                _ = Self.abandon([descriptor], .damaged)
+                continue
+            }
+            let socket = FileDescriptor(owning: descriptor)
+            if orphan.target != nil { continue }
+            orphan.target = facts.target
+            orphan.targetSocket = consume socket
+            orphan.targetIsApart = true
+        }
         self.orphans = orphans
         self.pipes = pipes
-        self.withoutDescriptors = withoutDescriptors
+        self.lost = lost
+    }
+
+    /// The entry, if it can be read and its descriptors are what it says.
+    private static func usable(
+        _ entry: Result<LedgerEntry, EntryDamage>, with descriptors: [CInt]
+    ) -> Result<LedgerEntry, LostReason> {
+        switch entry {
+        case .failure(.unknownLayout): return .failure(.unknownLayout)
+        case .failure(.damaged): return .failure(.damaged)
+        case .success(let entry):
+            // Fewer than were sent: there were no numbers for more, EMFILE.
+            guard descriptors.count >= entry.descriptorCount else {
+                return .failure(descriptors.isEmpty ? .damaged : .noDescriptors)
+            }
+            let isUsable =
+                if case .pipe = entry {
+                    descriptors.allSatisfy { sd_is_fifo($0, nil) > 0 }
+                } else {
+                    descriptors.allSatisfy { sd_is_socket($0, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0 }
+                }
+            return isUsable && descriptors.count == entry.descriptorCount
+                ? .success(entry) : .failure(.damaged)
+        }
+    }
+
+    /// Closes the descriptors; resets those of a connection that is still open.
+    ///
+    /// - Returns: true if there was one. A lone socket is half of one: its other half is an entry
+    ///   of its own, and counted there.
+    private static func abandon(_ descriptors: [CInt], _ reason: LostReason) -> Bool {
+        var wasOpen = reason == .noDescriptors
+        for descriptor in descriptors {
+            if sd_is_socket(descriptor, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0,
+                StreamCounts.of(descriptor, isOpener: false)?.hasEnded != true
+            {
+                Socket.reset(descriptor)
+                wasOpen = true
+            }
+            _ = Glibc.close(descriptor)
+        }
+        return wasOpen && descriptors.count != 1
     }
 }
 
@@ -79,9 +130,7 @@ extension Worker {
             }
             var datagrams = 0
             let contents = Contents(of: remains, datagrams: &datagrams)
-            shared.resumption.withLock {
-                $0.countLost(.noDescriptors, contents.withoutDescriptors)
-            }
+            shared.resumption.withLock { for reason in contents.lost { $0.countLost(reason) } }
             guard let table = remains.table, table.attempts < Self.mostAttempts else {
                 giveUp(remains, contents)
                 continue
@@ -90,16 +139,20 @@ extension Worker {
                 $0.found(handedOverAt: table.handedOverAt, lastSign: table.lastSign)
             }
             table.attempts += 1
-            let ledger = Ledger(
-                name: remains.name, table: table, writer: remains.writer, reader: remains.reader,
-                queued: datagrams)
+            let ledger = Ledger(remains, table: table, queued: datagrams)
             for pipe in contents.pipes { pipes[pipe.number] = (pipe, ledger) }
             adopted.append((ledger, Array(contents.orphans.values)))
         }
         var leftOver: [Orphan] = []
+        var serials: Set<UInt64> = []
         for (ledger, orphans) in adopted {
-            for orphan in orphans where !resume(orphan, of: ledger, &pipes) {
-                leftOver.append(orphan)
+            for orphan in orphans {
+                guard serials.insert(orphan.facts.place.serial).inserted,
+                    resume(orphan, of: ledger, &pipes)
+                else {
+                    leftOver.append(orphan)
+                    continue
+                }
             }
         }
         closeLeftOver(leftOver)
@@ -145,12 +198,25 @@ extension Worker {
         slot.setHandled(true)
         defer { slot.setHandled(false) }
         if orphan.target == nil {
+            // If there were bytes, there was a target, and its entry is damaged.
+            guard !hasMoved(orphan, slot) else {
+                lose(orphan, .damaged)
+                return true
+            }
             return redial(orphan, route, of: ledger)
         }
         return goOn(orphan, route, of: ledger, slot, &pipes)
     }
 
     private static let mostCrashes = 3
+
+    private func hasMoved(_ orphan: Orphan, _ slot: LedgerSlot) -> Bool {
+        if slot.bytes != (0, 0) { return true }
+        guard let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false) else {
+            return false
+        }
+        return !counts.isClosed && (counts.taken != 0 || counts.written != 0)
+    }
 
     /// Counts a crash against the connection that was handled when it came.
     ///
@@ -303,7 +369,8 @@ extension Worker {
 
     private func keep(_ connection: Connection, in ledger: Ledger, _ orphan: Orphan) {
         guard ledgers.isActive else { return }
-        ledger.adopt(connection, at: orphan.facts.place, targetIsApart: orphan.targetIsApart)
+        ledgers.adopt(
+            connection, in: ledger, at: orphan.facts.place, targetIsApart: orphan.targetIsApart)
     }
 
     /// Has epoll report both sides, and first of all what they are at now.
@@ -373,9 +440,13 @@ extension Worker {
             case .unknownLayout: .unknownLayout
             case .damaged: .damaged
             }
+        var count = 0
         for orphan in contents.orphans.values {
             let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
-            if counts?.hasEnded != true { lose(orphan, reason) }
+            if counts?.hasEnded != true {
+                lose(orphan, reason)
+                count += 1
+            }
         }
         let why =
             switch reason {
@@ -384,8 +455,8 @@ extension Worker {
             default: "its table is damaged"
             }
         shared.log.line(
-            .error, .connectionsResumed,
-            "\(remains.name) is given up, \(Status.count(contents.orphans.count, "connection")) "
+            .error, .ledgerRefused,
+            "\(remains.name) is given up, \(Status.count(count, "connection")) "
                 + "in it: \(why)")
         DescriptorStore.remove(remains.name)
     }

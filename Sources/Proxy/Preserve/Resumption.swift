@@ -1,7 +1,7 @@
 // What came of the connections that an earlier life of the process left. Pure.
 
 /// Why a connection was not continued: the label `reason` of `tcp_proxy_connections_lost_total`.
-enum LostReason: Int, LabelledCase {
+enum LostReason: Int, LabelledCase, Error {
     case bytesLost  // the kernel's counts show a hole: it was cut, for a hole is not honest
     case crashes  // the process was at work on it when it crashed, three times in a row
     case damaged  // what the ledger tells of it makes no sense
@@ -18,26 +18,30 @@ enum ResumptionCause: Int, LabelledCase {
 
 /// The sum over all ledgers.
 struct Resumption: Sendable {
-    /// nil where there was no earlier life to go on with.
-    private(set) var cause: ResumptionCause?
+    /// A crash as soon as one ledger was not handed over.
+    private(set) var cause = ResumptionCause.restart
     private(set) var resumed = 0
     private(set) var lost = [Int](repeating: 0, count: LostReason.allCases.count)
     /// Names under which something was kept that is no ledger.
     private(set) var strays: [String] = []
     /// When the earlier life ended, as far as it is known.
-    private(set) var endedAt: Instant?
-    /// Nanoseconds from that moment to the one at which this life was ready.
-    private(set) var gap: UInt64 = 0
+    private var endedAt: Instant?
+    /// nil while there was no earlier life to go on with.
     private(set) var readyAt: Instant?
 
     var lostInAll: Int { lost.reduce(0, +) }
 
+    /// Nanoseconds from the end of the earlier life to the moment at which this one was ready; 0 if
+    /// it is not known.
+    var gap: UInt64 {
+        guard let endedAt, let readyAt else { return 0 }
+        return readyAt.nanoseconds(since: endedAt)
+    }
+
     /// A ledger was found, with what its table says of the process's end.
     mutating func found(handedOverAt: Instant?, lastSign: Instant) {
-        if handedOverAt == nil || cause == nil {
-            cause = handedOverAt == nil ? .crash : .restart
-        }
-        endedAt = max(endedAt ?? Instant(nanoseconds: 0), handedOverAt ?? lastSign)
+        if handedOverAt == nil { cause = .crash }
+        endedAt = max(endedAt ?? lastSign, handedOverAt ?? lastSign)
     }
 
     /// What was kept under that name is no ledger.
@@ -49,16 +53,11 @@ struct Resumption: Sendable {
         lost[reason.rawValue] += count
     }
 
-    mutating func ready(at now: Instant) {
-        readyAt = now
-        gap = endedAt.map { now.nanoseconds(since: $0) } ?? 0
-    }
+    mutating func ready(at now: Instant) { readyAt = now }
 
     /// "Resumed 214 connections after a restart", for a minute; nil before and after.
     func status(at now: Instant) -> String? {
-        guard let cause, let readyAt, now.nanoseconds(since: readyAt) < 60_000_000_000 else {
-            return nil
-        }
+        guard let readyAt, now.nanoseconds(since: readyAt) < 60_000_000_000 else { return nil }
         return "Resumed \(Status.count(resumed, "connection")) after a \(cause.label)"
             + (lostInAll == 0 ? "" : ", lost \(lostInAll)")
     }
@@ -68,8 +67,8 @@ struct Resumption: Sendable {
         let reasons = LostReason.allCases.filter { lost[$0.rawValue] > 0 }.map {
             "\($0.label) \(lost[$0.rawValue])"
         }
-        return "resumed \(Status.count(resumed, "connection")) after a "
-            + "\(cause?.label ?? "restart"), gap \(gap / 1_000_000) ms"
+        return "resumed \(Status.count(resumed, "connection")) after a \(cause.label)"
+            + (endedAt == nil ? "" : ", gap \(gap / 1_000_000) ms")
             + (reasons.isEmpty ? "" : "; lost \(lostInAll) (\(reasons.joined(separator: ", ")))")
     }
 }

@@ -61,14 +61,35 @@ struct Notifier {
     }
 }
 
-/// What follows a start that failed.
-public enum StartFailure {
+/// What follows a start that failed. To be made before anything else: what systemd passes is
+/// told by the environment, once.
+public struct StartFailure: Sendable {
+    /// True exactly when systemd holds connections of an earlier life of the process.
+    private let holdsConnections: Bool
+
+    /// sysexits(3): a failure that somebody may mend. The service's RestartPreventExitStatus= does
+    /// not have it.
+    private static let temporaryFailure: Int32 = 75
+
+    /// Looks at $LISTEN_FDNAMES, sd_listen_fds(3).
+    public init() {
+        let names = unsafe getenv("LISTEN_FDNAMES").map { unsafe String(cString: $0) } ?? ""
+        holdsConnections = names.split(separator: ":").contains {
+            $0.hasPrefix(DescriptorStore.namePrefix)
+        }
+    }
+
     /// Tells the service manager why. Where one would start the proxy again at once, waits a
     /// second first: a mistake that stays must not keep a CPU busy.
-    public static func tellManager(_ error: StartError, exitStatus: Int32) {
+    ///
+    /// - Returns: the status to exit with: the given one, or that of a temporary failure where
+    ///   connections wait for a process. They go on once a start succeeds.
+    public func tellManager(_ error: StartError, exitStatus: Int32) -> Int32 {
         let notifier = Notifier()
-        guard notifier.isActive else { return }
-        notifier.failed(error.description, code: error.code, exitStatus: exitStatus)
+        guard notifier.isActive else { return exitStatus }
+        let status = holdsConnections ? Self.temporaryFailure : exitStatus
+        notifier.failed(error.description, code: error.code, exitStatus: status)
         sleep(1)
+        return status
     }
 }
