@@ -26,7 +26,8 @@ _Static_assert(sizeof(struct linux_ledger_slot) == 64, "a cache line");
 _Static_assert(sizeof(struct linux_ledger_header) == 64, "the routes begin behind it");
 
 const int linux_SOCK_STREAM = SOCK_STREAM, linux_SOCK_DGRAM = SOCK_DGRAM,
-          linux_SOCK_SEQPACKET = SOCK_SEQPACKET, linux_MSG_PEEK = MSG_PEEK;
+          linux_SOCK_SEQPACKET = SOCK_SEQPACKET, linux_MSG_PEEK = MSG_PEEK,
+          linux_MSG_TRUNC = MSG_TRUNC;
 
 int linux_epoll_create(void) { return epoll_create1(EPOLL_CLOEXEC); }
 
@@ -139,6 +140,8 @@ int linux_memfd(const char *name, size_t size) {
     }
     return fd;
 }
+
+int linux_datagram_socket(void) { return socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0); }
 
 int linux_datagram_pair(int ends[2]) {
     return socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends);

@@ -14,7 +14,7 @@ from harness import (
 from store import Service
 from streams import cycle
 from targets import Target
-from traffic import Bulk, Churn, PingPong
+from traffic import Bulk, Chatter, Churn, PingPong
 from waiting import eventually
 
 
@@ -122,10 +122,10 @@ def stalled_reader_reads_on_little_by_little(lab: Lab, fault: Fault, times: int 
         expect_eof(sink)
 
 
-def bulk_goes_on(lab: Lab, fault: Fault, times: int = 3, pairs: int = 1) -> int:
+def bulk_goes_on(lab: Lab, fault: Fault, times: int = 3, pairs: int = 1,
+                 ends: str = "tcp>tcp") -> int:
     """Returns how many were reset by the hole check; of the others every byte arrived."""
-    target = lab.target()
-    service = Service(lab, target)
+    service, target = service_between(lab, ends)
     transfers = [Bulk(*lab.pair(service, target), f"bulk {number}") for number in range(pairs)]
     cut = 0
     for _ in range(times):
@@ -265,3 +265,13 @@ def new_clients_are_served(lab: Lab, fault: Fault, times: int, delay: float,
         churn.go_on(100)
     churn.stop()
     return churn, service
+
+
+def talk_without_waiting(lab: Lab, fault: Fault, times: int) -> None:
+    """What arrives while the next process looks at the counts is not taken for a hole."""
+    service = Service(lab, lab.echo().address)
+    chatter = Chatter(lab, service, 8)
+    for _ in range(times):
+        fault.happen(service, entered=8)
+        assert service.lost() == {}
+    chatter.stop()

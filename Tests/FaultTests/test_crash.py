@@ -1,4 +1,4 @@
-"""kill -9, and faults that a debug build injects: what was entered goes on, or is cut in honesty."""
+"""kill -9, and faults that a debug build injects: what was entered goes on, or is reset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness import (
 )
 from store import Service, debug_binary
 from survival import CRASH, DEEDS, ENDS, assert_alive
-from traffic import PingPong
+from traffic import Chatter, PingPong
 
 TIMES = 3
 
@@ -29,6 +29,35 @@ def test_bulk_at_full_speed_goes_on_or_is_reset_and_never_has_a_hole(lab, pairs)
     """What is spliced is never in the process; what is copied is, for some microseconds."""
     cut = survival.bulk_goes_on(lab, CRASH, TIMES, pairs)
     assert cut <= pairs, f"{cut} resets in {TIMES} crashes of {pairs} transfers"
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_peers_that_talk_without_waiting_are_whole_or_cut(lab, ends):
+    """Little pieces are copied: the process has bytes in its hands more often than ever."""
+    outer, _, inner = ends.partition(">")
+    echo = lab.echo(survival.address(lab, inner, "target"))
+    service = Service(lab, echo, listen=survival.address(lab, outer, "listen"))
+    chatter = Chatter(lab, service, 8)
+    service.await_entered(8)
+    lost = 0
+    for _ in range(2 * TIMES):
+        time.sleep(0.1)  # so that each is in mid speech
+        service.kill()
+        assert set(service.lost()) <= {"bytes-lost"}
+        lost += sum(service.lost().values())
+    chatter.end()
+    wrong = [text for text in chatter.failures if "at byte" in text]
+    assert not wrong, wrong
+    assert len(chatter.failures) == lost, chatter.failures
+    if ends == "tcp>tcp":  # a unix socket knows no reset
+        assert not [text for text in chatter.failures if "FIN" in text], chatter.failures
+
+
+@pytest.mark.parametrize("ends", ENDS[1:])
+def test_bulk_over_unix_sockets_goes_on_or_is_reset_and_never_has_a_hole(lab, ends):
+    """The kernel counts no bytes there: what was under way in the process must be in the table."""
+    cut = survival.bulk_goes_on(lab, CRASH, TIMES, pairs=4, ends=ends)
+    assert cut <= 8, f"{cut} resets in {TIMES} crashes of 4 transfers"
 
 
 @pytest.mark.parametrize("ends", ENDS)

@@ -241,6 +241,17 @@ def test_any_bit_of_the_table_may_be_flipped(lab):
     assert scene.stalled and scene.stalled.read_all()
 
 
+@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("code", [0, 104])
+def test_side_that_is_said_to_be_broken_and_is_not(lab, side, code):
+    """Bytes for it must not vanish without a word. Layout 1 has the errno and the side there."""
+    scene = Scene(lab, stalled=False)
+    scene.damage(lambda ledger: ledger.write_table(
+        4096 + 48, code.to_bytes(2, "little") + bytes([side])))
+    scene.judge()
+    scene.serves_on()
+
+
 def test_many_random_bytes_in_the_table(lab):
     """Words of extreme values, where sums overflow and indexes run out."""
     scene = Scene(lab)

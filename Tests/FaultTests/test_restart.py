@@ -247,6 +247,10 @@ def test_bulk_at_full_speed_goes_on_with_every_byte(lab, pairs):
     assert cut == 0, "no byte is in the process when it hands over"
 
 
+def test_peers_that_talk_without_waiting_lose_nothing(lab):
+    survival.talk_without_waiting(lab, RESTART, times=15)
+
+
 # --- what the peers do meanwhile -----------------------------------------------------------------
 
 

@@ -28,7 +28,8 @@ for line in sys.stdin:
     while sum(count for *_, count in pairs) < wanted:
         count = min(50, wanted - sum(count for *_, count in pairs))
         a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        a.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", count * [null]))])
+        rights = array.array("i", count * [null])
+        a.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         pairs.append((a, b, count))
     if not wanted:
         pairs.clear()

@@ -280,3 +280,56 @@ class Churn:
         self._stop.set()
         self._thread.join(2 * DEADLINE)
         assert not self._thread.is_alive(), "clients wait for an answer"
+
+
+class Chatter:
+    """Clients that go on talking to an echoing target without waiting for its answers, in little
+    pieces: at every moment something is on its way to some socket."""
+
+    def __init__(self, lab: Lab, proxy: Proxy, count: int, piece: int = 16) -> None:
+        self.piece = piece
+        self.clients = [lab.client(proxy) for _ in range(count)]
+        self.failures: list[str] = []
+        self.sent = [0] * count
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(index,), daemon=True)
+            for index in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, index: int) -> None:
+        client = self.clients[index]
+        client.settimeout(DEADLINE)
+        ahead = 20_000  # pieces: more than it says while nobody listens
+        received = 0
+        try:
+            while not self._stop.is_set() or received < self.sent[index]:
+                if not self._stop.is_set() and self.sent[index] - received < ahead * self.piece:
+                    client.sendall(self._bytes(index, self.sent[index], self.piece))
+                    self.sent[index] += self.piece
+                    continue
+                data = client.recv(64 * KIB)
+                assert data, "FIN"
+                assert data == self._bytes(index, received, len(data)), f"at byte {received}"
+                received += len(data)
+        except (OSError, AssertionError) as error:
+            self.failures.append(f"client {index} after {received} bytes: {error}")
+
+    @staticmethod
+    def _bytes(index: int, start: int, count: int) -> bytes:
+        return bytes((index * 31 + position * 7 + position // 251) % 256
+                     for position in range(start, start + count))
+
+    def end(self) -> None:
+        """Waits for the last answers."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+            assert not thread.is_alive(), "a client waits for an answer"
+
+    def stop(self) -> None:
+        """The same; whatever was missing or wrong on the way fails."""
+        self.end()
+        assert not self.failures, self.failures

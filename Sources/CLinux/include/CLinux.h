@@ -13,7 +13,8 @@
 #include <time.h>
 
 // Enumerations in Glibc, which may end up in one Clang module or another.
-extern const int linux_SOCK_STREAM, linux_SOCK_DGRAM, linux_SOCK_SEQPACKET, linux_MSG_PEEK;
+extern const int linux_SOCK_STREAM, linux_SOCK_DGRAM, linux_SOCK_SEQPACKET,
+    linux_MSG_PEEK, linux_MSG_TRUNC;
 
 // What the kernel counts of a TCP stream: RFC 4898's HCThruOctets. Both include a SYN or FIN.
 struct linux_tcp_counts {
@@ -79,6 +80,7 @@ int linux_tcp_counts(int fd, struct linux_tcp_counts *counts);  // TCP_INFO, tcp
 int linux_memfd(const char *name, size_t size);  // CLOEXEC, sealed against growing and shrinking
 extern const int linux_needed_seals;             // those of linux_memfd
 int linux_seals(int fd);                         // F_GET_SEALS, -1 if it is no memfd
+int linux_datagram_socket(void);                 // AF_UNIX, CLOEXEC
 int linux_datagram_pair(int ends[2]);            // AF_UNIX, non-blocking, CLOEXEC
 // sendmsg(2) with SCM_RIGHTS, unix(7).
 ssize_t linux_send_descriptors(int fd, const void *bytes, size_t count, const int *descriptors,

@@ -209,10 +209,12 @@ final class Ledger {
     /// Drops the dead: takes the queue's head off, again and again, having put it at its end if it
     /// lives. Between the two it is there twice, which does no harm.
     func compact() {
+        var seen: Set<LedgerEntry.Name> = []
         for _ in 0..<queued where dead > 0 {
             let head = peek()
             if head == .none { break }
-            if case .entry(let entry) = head, isAlive(entry) {
+            // A process that ended between the two has left an entry that is there twice.
+            if case .entry(let entry) = head, isAlive(entry), seen.insert(entry.name).inserted {
                 guard resend(entry) == .entered else { break }
             } else {
                 dead -= 1

@@ -89,7 +89,10 @@ struct LedgerBook {
         current = ledgers.count - 1
         switch attempt(ledgers[current]) {
         case .entered: return true
-        case .full: return false
+        case .full:
+            drop(ledgers[current], from: store)
+            giveUp(now, "an entry does not fit into a queue, see net.core.wmem_max")
+            return false
         case .refused(let code): return refused(code, now, attempt)
         }
     }
@@ -132,12 +135,16 @@ struct LedgerBook {
         guard let store, ledgers.count > 1 else { return }
         let empty = ledgers.filter(\.isEmpty)
         for ledger in empty.dropFirst(empty.count == ledgers.count ? 1 : 0) {
-            store.remove(ledger.name, count: Ledger.descriptorCount)
-            ledgers.removeAll { $0 === ledger }
-            shared.descriptors.giveBack(Ledger.openDescriptors)
-            counters.ledgerBytes.subtract(UInt64(LedgerTable.size))
+            drop(ledger, from: store)
         }
+    }
+
+    private mutating func drop(_ ledger: Ledger, from store: DescriptorStore) {
+        store.remove(ledger.name, count: Ledger.descriptorCount)
+        ledgers.removeAll { $0 === ledger }
         current = 0
+        shared.descriptors.giveBack(Ledger.openDescriptors)
+        counters.ledgerBytes.subtract(UInt64(LedgerTable.size))
     }
 
     /// Notes that the process is alive.

@@ -10,6 +10,21 @@ enum LedgerEntry: Equatable, Sendable {
     /// Both ends of a pipe, the one to read first, under its number.
     case pipe(UInt64)
 
+    /// By what entries of a ledger differ.
+    enum Name: Hashable {
+        case connection(LedgerPlace)
+        case target(LedgerPlace)
+        case pipe(UInt64)
+    }
+
+    var name: Name {
+        switch self {
+        case .connection(let facts): .connection(facts.place)
+        case .target(let facts): .target(facts.place)
+        case .pipe(let number): .pipe(number)
+        }
+    }
+
     /// How many descriptors go with the datagram.
     var descriptorCount: Int {
         switch self {

@@ -84,14 +84,23 @@ struct LedgerRemains: ~Copyable {
             var received: CInt = 0
             let count = unsafe linux_receive_descriptors(
                 reader.rawValue, &buffer, buffer.count, &descriptors, CInt(descriptors.count),
-                &received, linux_MSG_PEEK)
+                &received, linux_MSG_PEEK | linux_MSG_TRUNC)
             if count < 0 { return walked }
             walked += 1
+            if count > buffer.count { skip(count - buffer.count) }
             let entry = Result { () throws(EntryDamage) in
-                try LedgerEntry(buffer[..<count])
+                guard count <= buffer.count else { throw .damaged }
+                return try LedgerEntry(buffer[..<count])
             }
             visit(entry, Array(descriptors[..<Int(received)]))
         }
+    }
+
+    /// Has the next peek begin behind the part of a datagram that did not fit; none of ours is so
+    /// long.
+    private func skip(_ count: Int) {
+        let offset = (try? Socket.get(reader.rawValue, SOL_SOCKET, SO_PEEK_OFF)) ?? 0
+        try? Socket.set(reader.rawValue, SOL_SOCKET, SO_PEEK_OFF, offset &+ CInt(clamping: count))
     }
 }
 

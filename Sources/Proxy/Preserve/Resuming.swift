@@ -1,119 +1,6 @@
 // Goes on with the connections that an earlier life of the process left in its ledgers.
 
-import CLinux
-import CSystemd
 import Glibc
-
-/// A connection as a ledger has it: facts, and copies of its sockets, which close with it.
-private final class Orphan {
-    let facts: ConnectionFacts
-    var target: TargetOfEntry?
-    var clientSocket: FileDescriptor?
-    var targetSocket: FileDescriptor?
-    /// True exactly when the target has a datagram of its own.
-    var targetIsApart = false
-
-    /// - Parameter descriptors: one, or two if the facts tell of a target.
-    init(_ facts: ConnectionFacts, _ descriptors: [CInt]) {
-        self.facts = facts
-        target = facts.target
-        clientSocket = descriptors.first.map { FileDescriptor(owning: $0) }
-        targetSocket = descriptors.dropFirst().first.map { FileDescriptor(owning: $0) }
-    }
-
-    var clientDescriptor: CInt { clientSocket?.rawValue ?? -1 }
-    var targetDescriptor: CInt { targetSocket?.rawValue ?? -1 }
-}
-
-/// What a ledger's queue holds.
-private struct Contents {
-    /// An entry that is there twice counts once.
-    var orphans: [LedgerPlace: Orphan] = [:]
-    var pipes: [Pipe] = []
-    /// What cannot go on for its datagram cannot be used; its sockets were reset.
-    var lost: [LostReason] = []
-
-    init(of remains: borrowing LedgerRemains, datagrams: inout Int) {
-        var orphans: [LedgerPlace: Orphan] = [:]
-        var pipes: [Pipe] = []
-        var lost: [LostReason] = []
-        var targets: [(facts: TargetFacts, descriptor: CInt)] = []
-        datagrams = remains.walk { entry, descriptors in
-            let entry = Self.usable(entry, with: descriptors)
-            guard case .success(let entry) = entry else {
-                if case .failure(let reason) = entry, Self.abandon(descriptors, reason) {
-                    lost.append(reason)
-                }
-                return
-            }
-            switch entry {
-            case .connection(let facts): orphans[facts.place] = Orphan(facts, descriptors)
-            case .target(let facts): targets.append((facts, descriptors[0]))
-            case .pipe(let number):
-                pipes.append(
-                    Pipe(
-                        number: number, readEnd: FileDescriptor(owning: descriptors[0]),
-                        writeEnd: FileDescriptor(owning: descriptors[1])))
-            }
-        }
-        for (facts, descriptor) in targets {
-            guard let orphan = orphans[facts.place] else {
-                // Its connection has ended, or cannot be read.
-                _ = Self.abandon([descriptor], .damaged)
-                continue
-            }
-            let socket = FileDescriptor(owning: descriptor)
-            if orphan.target != nil { continue }
-            orphan.target = facts.target
-            orphan.targetSocket = consume socket
-            orphan.targetIsApart = true
-        }
-        self.orphans = orphans
-        self.pipes = pipes
-        self.lost = lost
-    }
-
-    /// The entry, if it can be read and its descriptors are what it says.
-    private static func usable(
-        _ entry: Result<LedgerEntry, EntryDamage>, with descriptors: [CInt]
-    ) -> Result<LedgerEntry, LostReason> {
-        switch entry {
-        case .failure(.unknownLayout): return .failure(.unknownLayout)
-        case .failure(.damaged): return .failure(.damaged)
-        case .success(let entry):
-            // Fewer than were sent: there were no numbers for more, EMFILE.
-            guard descriptors.count >= entry.descriptorCount else {
-                return .failure(descriptors.isEmpty ? .damaged : .noDescriptors)
-            }
-            let isUsable =
-                if case .pipe = entry {
-                    descriptors.allSatisfy { sd_is_fifo($0, nil) > 0 }
-                } else {
-                    descriptors.allSatisfy { sd_is_socket($0, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0 }
-                }
-            return isUsable && descriptors.count == entry.descriptorCount
-                ? .success(entry) : .failure(.damaged)
-        }
-    }
-
-    /// Closes the descriptors; resets those of a connection that is still open.
-    ///
-    /// - Returns: true if there was one. A lone socket is half of one: its other half is an entry
-    ///   of its own, and counted there.
-    private static func abandon(_ descriptors: [CInt], _ reason: LostReason) -> Bool {
-        var wasOpen = reason == .noDescriptors
-        for descriptor in descriptors {
-            if sd_is_socket(descriptor, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0,
-                StreamCounts.of(descriptor, isOpener: false)?.hasEnded != true
-            {
-                Socket.reset(descriptor)
-                wasOpen = true
-            }
-            _ = Glibc.close(descriptor)
-        }
-        return wasOpen && descriptors.count != 1
-    }
-}
 
 extension Worker {
     /// Adopts the ledgers, and goes on with every connection in them that is whole.
@@ -129,7 +16,7 @@ extension Worker {
                 continue
             }
             var datagrams = 0
-            let contents = Contents(of: remains, datagrams: &datagrams)
+            let contents = LedgerContents(of: remains, datagrams: &datagrams)
             shared.resumption.withLock { for reason in contents.lost { $0.countLost(reason) } }
             guard let table = remains.table, table.attempts < Self.mostAttempts else {
                 giveUp(remains, contents)
@@ -192,7 +79,7 @@ extension Worker {
             return true
         }
         if countCrash(slot, isCrash: ledger.table.handedOverAt == nil) >= Self.mostCrashes {
-            lose(orphan, .crashes)
+            lose(orphan, .crashes, bytes: slot.bytes)
             return true
         }
         slot.setHandled(true)
@@ -200,7 +87,7 @@ extension Worker {
         if orphan.target == nil {
             // If there were bytes, there was a target, and its entry is damaged.
             guard !hasMoved(orphan, slot) else {
-                lose(orphan, .damaged)
+                lose(orphan, .damaged, bytes: slot.bytes)
                 return true
             }
             return redial(orphan, route, of: ledger)
@@ -249,24 +136,10 @@ extension Worker {
         _ orphan: Orphan, _ route: Route, of ledger: Ledger, _ slot: LedgerSlot,
         _ pipes: inout [UInt64: (pipe: Pipe, ledger: Ledger)]
     ) -> Bool {
-        let client = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
-        let target = StreamCounts.of(orphan.targetDescriptor, isOpener: true)
         let toTarget = filledPipe(slot, from: .client, pipes)
         let toClient = filledPipe(slot, from: .target, pipes)
-        let there = HoleCheck(
-            source: client, sink: target, inPipe: UInt64(toTarget?.unread ?? 0),
-            bytesOfTable: slot.bytes.in, isCopying: slot.isCopying
-        ).verdict
-        let back = HoleCheck(
-            source: target, sink: client, inPipe: UInt64(toClient?.unread ?? 0),
-            bytesOfTable: slot.bytes.out, isCopying: slot.isCopying
-        ).verdict
-        let broken = slot.broken
-        // What a broken side was sent is lost anyway.
-        guard there != .bytesLost || broken?.side == .target,
-            back != .bytesLost || broken?.side == .client
-        else {
-            lose(orphan, .bytesLost)
+        guard let survey = survey(orphan, slot, toTarget, toClient) else {
+            lose(orphan, .bytesLost, bytes: slot.bytes)
             return true
         }
         guard let connection = admit(orphan, route) else { return true }
@@ -274,17 +147,17 @@ extension Worker {
         connection.targetAddress = orphan.target?.address ?? .unnamed
         connection.connectedAt = connection.connectStartedAt.advanced(
             byNanoseconds: orphan.target?.connectDuration ?? 0)
-        connection.phase = .young
+        connection.phase = isMature(connection) ? .mature : .young
         connection.counters.activeOutbound.add(1)
         connection.toTarget = Flow(
             half: HalfStream(
                 isUnix: connection.clientAddress.isUnix,
-                resumedAt: there.bytes ?? slot.bytes.in, inPipe: toTarget?.unread ?? 0),
+                resumedAt: survey.there.bytes ?? slot.bytes.in, inPipe: toTarget?.unread ?? 0),
             pipe: toTarget)
         connection.toClient = Flow(
             half: HalfStream(
                 isUnix: connection.targetAddress.isUnix,
-                resumedAt: back.bytes ?? slot.bytes.out, inPipe: toClient?.unread ?? 0),
+                resumedAt: survey.back.bytes ?? slot.bytes.out, inPipe: toClient?.unread ?? 0),
             pipe: toClient)
         connection.firstToFinish = slot.firstToFinish
         for pipe in [toTarget, toClient].compactMap({ $0 }) {
@@ -301,18 +174,65 @@ extension Worker {
         slot.setBytesOut(connection.toClient.half.bytes)
         slot.bytesAtResumption = connection.toTarget.half.bytes &+ connection.toClient.half.bytes
 
-        if let broken { self.broken(connection, broken.side, code: broken.code) }
-        if let client, client.isClosed {
-            failedMeanwhile(connection, .client, wasReset: there.isReset)
+        if let broken = slot.broken { self.broken(connection, broken.side, code: broken.code) }
+        if survey.clientIsClosed {
+            failedMeanwhile(connection, .client, wasReset: survey.there.isReset)
         }
-        if let target, target.isClosed {
-            failedMeanwhile(connection, .target, wasReset: back.isReset)
+        if survey.targetIsClosed {
+            failedMeanwhile(connection, .target, wasReset: survey.back.isReset)
         }
         if watch(connection) {
             setNextLook(connection)
             requeue(connection)
         }
         return true
+    }
+
+    /// What the kernel's counts say of both directions.
+    private struct Survey {
+        let there: HoleCheck.Verdict
+        let back: HoleCheck.Verdict
+        let clientIsClosed: Bool
+        let targetIsClosed: Bool
+    }
+
+    /// - Returns: nil where bytes are missing.
+    private func survey(
+        _ orphan: Orphan, _ slot: LedgerSlot, _ toTarget: Pipe?, _ toClient: Pipe?
+    ) -> Survey? {
+        // The peers go on meanwhile: what arrives between two looks at a socket looks like a hole,
+        // but not every time.
+        for _ in 0..<Self.mostLooks {
+            let client = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
+            let target = StreamCounts.of(orphan.targetDescriptor, isOpener: true)
+            let there = HoleCheck(
+                source: client, sink: target, inPipe: UInt64(toTarget?.unread ?? 0),
+                bytesOfTable: slot.bytes.in, isCopying: slot.isCopying
+            ).verdict
+            let back = HoleCheck(
+                source: target, sink: client, inPipe: UInt64(toClient?.unread ?? 0),
+                bytesOfTable: slot.bytes.out, isCopying: slot.isCopying
+            ).verdict
+            // What a broken side was sent is lost anyway.
+            if there != .bytesLost || slot.broken?.side == .target,
+                back != .bytesLost || slot.broken?.side == .client
+            {
+                return Survey(
+                    there: there, back: back, clientIsClosed: client?.isClosed ?? false,
+                    targetIsClosed: target?.isClosed ?? false)
+            }
+        }
+        return nil
+    }
+
+    private static let mostLooks = 50
+
+    /// True exactly when the options of a connection of some age are set: they stay with the socket.
+    private func isMature(_ connection: Connection) -> Bool {
+        let fd =
+            connection.clientAddress.isUnix
+            ? connection.targetDescriptor : connection.client.rawValue
+        return (try? Socket.get(fd, SOL_SOCKET, SO_KEEPALIVE)) == 1
     }
 
     /// The pipe that carries the direction, if there are bytes in it.
@@ -391,74 +311,6 @@ extension Worker {
             end(connection, .noMemory)
             return false
         }
-    }
-
-    // MARK: What cannot go on
-
-    /// Resets both sides and says so.
-    private func lose(_ orphan: Orphan, _ reason: LostReason) {
-        for fd in [orphan.clientDescriptor, orphan.targetDescriptor] where fd >= 0 {
-            Socket.reset(fd)
-        }
-        shared.resumption.withLock { $0.countLost(reason) }
-        let facts = orphan.facts
-        guard let route = routes.first(where: { $0.name == facts.route }),
-            route.log.includes(.lost)
-        else { return }
-        let record = ConnectionRecord(
-            id: facts.id, route: route, client: facts.client, listen: facts.listen,
-            target: orphan.target?.address ?? .unnamed, bytesIn: 0, bytesOut: 0,
-            duration: now.nanoseconds(since: facts.acceptedAt),
-            connectDuration: orphan.target?.connectDuration, reason: .lost)
-        if !shared.log.push(record, from: queue) { counters.worker.recordsDropped.add(1) }
-    }
-
-    /// Entries of which the table knows nothing. Most had ended; what is open still is either
-    /// entered a second time, or its line of the table is damaged.
-    private func closeLeftOver(_ orphans: [Orphan]) {
-        let open = orphans.filter { orphan in
-            guard let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false) else {
-                return false
-            }
-            return !counts.hasEnded
-        }
-        if open.isEmpty { return }
-        let known = Set(connections.all.compactMap { Socket.cookie($0.client.rawValue) })
-        for orphan in open {
-            if let cookie = Socket.cookie(orphan.clientDescriptor), known.contains(cookie) {
-                continue
-            }
-            lose(orphan, .damaged)
-        }
-    }
-
-    /// A ledger without a table that can be read: what is in it is ended, and it is thrown away.
-    private func giveUp(_ remains: borrowing LedgerRemains, _ contents: Contents) {
-        let reason: LostReason =
-            switch remains.refusal {
-            case nil: .crashes
-            case .unknownLayout: .unknownLayout
-            case .damaged: .damaged
-            }
-        var count = 0
-        for orphan in contents.orphans.values {
-            let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
-            if counts?.hasEnded != true {
-                lose(orphan, reason)
-                count += 1
-            }
-        }
-        let why =
-            switch reason {
-            case .crashes: "the process did not come to its feet with it"
-            case .unknownLayout: "another version wrote it, in a layout unknown to this one"
-            default: "its table is damaged"
-            }
-        shared.log.line(
-            .error, .ledgerRefused,
-            "\(remains.name) is given up, \(Status.count(count, "connection")) "
-                + "in it: \(why)")
-        DescriptorStore.remove(remains.name)
     }
 }
 

@@ -44,6 +44,9 @@ struct Resumption: Sendable {
         endedAt = max(endedAt ?? lastSign, handedOverAt ?? lastSign)
     }
 
+    /// A ledger was found whose table cannot be read: nobody has written its end.
+    mutating func foundDamaged() { cause = .crash }
+
     /// What was kept under that name is no ledger.
     mutating func foundNothing(in name: String) { strays.append(name) }
 

@@ -1,5 +1,6 @@
 // systemd's store of descriptors: what is put there outlives the process, sd_notify(3).
 
+import CLinux
 import CSystemd
 import Glibc
 import Synchronization
@@ -33,25 +34,36 @@ final class DescriptorStore: Sendable {
     /// Stores descriptors under a name. They stay open here.
     ///
     /// FDPOLL=0, for a hangup would remove them. False if there is no place for them or nobody
-    /// takes the message.
+    /// takes the message now.
     func put(_ descriptors: [CInt], name: String) -> Bool {
         guard used.increment(by: descriptors.count, upTo: limit) else { return false }
-        let message = "FDSTORE=1\nFDNAME=\(name)\nFDPOLL=0"
-        let sent = unsafe sd_pid_notify_with_fds(
-            0, 0, message, descriptors, CUnsignedInt(descriptors.count))
-        if sent > 0 { return true }
+        if Self.send("FDSTORE=1\nFDNAME=\(name)\nFDPOLL=0", descriptors) { return true }
         used.wrappingSubtract(descriptors.count, ordering: .relaxed)
         return false
     }
 
     /// Has systemd close what it keeps under a name.
-    static func remove(_ name: String) {
-        _ = unsafe sd_notify(0, "FDSTOREREMOVE=1\nFDNAME=\(name)")
-    }
+    static func remove(_ name: String) { _ = send("FDSTOREREMOVE=1\nFDNAME=\(name)", []) }
 
     func remove(_ name: String, count: Int) {
         Self.remove(name)
         used.wrappingSubtract(count, ordering: .relaxed)
+    }
+
+    /// Not by sd_pid_notify_with_fds(3), which waits while the manager's queue is full: this is
+    /// called by workers.
+    private static func send(_ message: String, _ descriptors: [CInt]) -> Bool {
+        guard let path = unsafe getenv("NOTIFY_SOCKET").map({ unsafe String(cString: $0) }),
+            let socket = try? retrying("socket", { linux_datagram_socket() })
+        else { return false }
+        let sender = FileDescriptor(owning: socket)
+        let manager: SocketAddress =
+            path.hasPrefix("@") ? .abstract(String(path.utf8.dropFirst()) ?? "") : .path(path)
+        guard Socket.connect(sender.rawValue, to: manager) == 0 else { return false }
+        let bytes = Array(message.utf8)
+        let sent = unsafe linux_send_descriptors(
+            sender.rawValue, bytes, bytes.count, descriptors, CInt(descriptors.count))
+        return sent == bytes.count
     }
 
     /// Waits until systemd has taken everything that was sent to it so far.
