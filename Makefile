@@ -25,7 +25,7 @@ SYSTEM_PACKAGES := mmdebstrap systemd-container zstd debhelper lintian dpkg-dev 
     dpkg-repack
 
 .PHONY: all release toolchain setup setup-build setup-test setup-system run test unit-test \
-    fault-test client-test lint format check-system deb install bench bench-quick bench-restart bench-setup \
+    fault-test store-test client-test lint format check-system deb install bench bench-quick bench-restart bench-setup \
     sanitize fuzz clean
 
 all: release
@@ -68,6 +68,10 @@ unit-test: toolchain
 fault-test: toolchain
 	$(SWIFT) build $(if $(JOBS),--jobs $(JOBS))
 	$(PYTEST) Tests/FaultTests
+
+# The relay's own tests once more, with every connection in a ledger from its first byte.
+store-test: release
+	PYTHONPATH=Tests/FaultTests $(PYTEST) -p under_store Tests/FaultTests
 
 client-test:
 	$(PYTEST) Tests/ClientTests

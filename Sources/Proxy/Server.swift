@@ -28,6 +28,9 @@ public final class Server {
         Folder.names("/proc/self/fd").count + 8 + 2 * workers
     }
 
+    /// To be called first of all: a restart that is asked for during the start waits.
+    public static func prepare() { Signals.holdRestart() }
+
     /// Takes over or opens the listening sockets and makes everything ready; nothing is accepted
     /// yet.
     ///

@@ -17,6 +17,7 @@ let programName: String = {
 @main
 enum Main {
     static func main() {
+        Server.prepare()
         // A plain function, so that no thread started from here inherits the main actor.
         exit(start(Array(CommandLine.arguments.dropFirst())))
     }

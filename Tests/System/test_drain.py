@@ -117,19 +117,6 @@ def test_clients_that_come_during_a_drain_are_served_after_it(host: Host) -> Non
             assert host.main_pid() not in (0, first)
 
 
-def test_a_restart_lets_open_connections_finish(host: Host) -> None:
-    with one_open(host) as client:
-        first = host.main_pid()
-        host.systemctl("restart", "--no-block", SERVICE)
-        wait_until("it drains", lambda: host.status_text().startswith("Draining"))
-        with host.container.connect(LISTEN) as late:
-            assert exchange(client) == b"ping"
-            client.close()
-            assert exchange(late) == b"ping"
-    assert host.main_pid() not in (0, first)
-    assert host.entries("DRAIN_ENDED")
-
-
 def test_nothing_but_the_proxys_own_entries_is_in_the_log(host: Host) -> None:
     """No library complains on stderr about what the sandbox denies."""
     host.enable(SOCKET, METRICS_SOCKET)

@@ -45,12 +45,18 @@ PACKAGES = (
     "curl",
     "procps",
     "iproute2",
+    # Real clients and their servers (test_real_clients.py)
+    "openssh-server",
+    "postgresql",
+    "rsync",
+    "python3-websockets",
 )
 
 # Undone by the release's own postinst scripts or by Debian's defaults; the rest of the tree is
 # what `apt-get install` leaves. Services of the tree are off, so that a test starts what it needs.
 CUSTOMIZE = (
-    'rm -f "$1"/etc/systemd/system/multi-user.target.wants/nginx.service',
+    'rm -f "$1"/etc/systemd/system/multi-user.target.wants/*',
+    'rm -f "$1"/etc/systemd/system/sockets.target.wants/*',
     'rm -f "$1"/etc/systemd/system/timers.target.wants/*',
     'echo proxy-test > "$1"/etc/hostname',
     'printf "127.0.0.1 localhost proxy-test\\n::1 localhost\\n" > "$1"/etc/hosts',

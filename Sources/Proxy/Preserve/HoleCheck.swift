@@ -40,18 +40,33 @@ struct StreamCounts: Equatable, Sendable {
     /// The counts of a TCP socket; nil for any other (a unix socket has none, and those of
     /// Multipath TCP are one subflow's).
     static func of(_ fd: CInt, isOpener: Bool) -> StreamCounts? {
-        guard (try? Socket.get(fd, SOL_SOCKET, SO_PROTOCOL)) == CInt(IPPROTO_TCP) else {
-            return nil
+        guard (try? Socket.get(fd, SOL_SOCKET, SO_PROTOCOL)) == CInt(IPPROTO_TCP),
+            var before = info(fd)
+        else { return nil }
+        // The peer goes on meanwhile: what arrives between the looks would seem a hole, or fill
+        // one. When nothing has, they are one look.
+        for _ in 0..<mostLooks {
+            let unread = linux_unread(fd)
+            let unsent = linux_unsent(fd)
+            guard let after = info(fd), unread >= 0, unsent >= 0 else { return nil }
+            if after.state == before.state && after.bytes_acked == before.bytes_acked
+                && after.bytes_received == before.bytes_received
+            {
+                return StreamCounts(
+                    state: Int(after.state), acked: after.bytes_acked,
+                    received: after.bytes_received, unread: UInt64(unread),
+                    unsent: UInt64(unsent), isOpener: isOpener)
+            }
+            before = after
         }
+        return nil
+    }
+
+    private static let mostLooks = 10_000
+
+    private static func info(_ fd: CInt) -> linux_tcp_counts? {
         var counts = linux_tcp_counts()
-        let unread = linux_unread(fd)
-        let unsent = linux_unsent(fd)
-        guard unsafe linux_tcp_counts(fd, &counts) == 0, unread >= 0, unsent >= 0 else {
-            return nil
-        }
-        return StreamCounts(
-            state: Int(counts.state), acked: counts.bytes_acked, received: counts.bytes_received,
-            unread: UInt64(unread), unsent: UInt64(unsent), isOpener: isOpener)
+        return unsafe linux_tcp_counts(fd, &counts) == 0 ? counts : nil
     }
 }
 

@@ -138,6 +138,10 @@ extension Worker {
     ) -> Bool {
         let toTarget = filledPipe(slot, from: .client, pipes)
         let toClient = filledPipe(slot, from: .target, pipes)
+        guard isBelievable(slot.broken, orphan) else {
+            lose(orphan, .damaged, bytes: slot.bytes)
+            return true
+        }
         guard let survey = survey(orphan, slot, toTarget, toClient) else {
             lose(orphan, .bytesLost, bytes: slot.bytes)
             return true
@@ -188,6 +192,13 @@ extension Worker {
         return true
     }
 
+    /// A side that the table calls broken has to be: bytes for it would be swallowed without a word.
+    private func isBelievable(_ broken: (side: Side, code: CInt)?, _ orphan: Orphan) -> Bool {
+        guard let (side, code) = broken else { return true }
+        let fd = side == .client ? orphan.clientDescriptor : orphan.targetDescriptor
+        return code != 0 && Socket.isHungUp(fd)
+    }
+
     /// What the kernel's counts say of both directions.
     private struct Survey {
         let there: HoleCheck.Verdict
@@ -200,32 +211,24 @@ extension Worker {
     private func survey(
         _ orphan: Orphan, _ slot: LedgerSlot, _ toTarget: Pipe?, _ toClient: Pipe?
     ) -> Survey? {
-        // The peers go on meanwhile: what arrives between two looks at a socket looks like a hole,
-        // but not every time.
-        for _ in 0..<Self.mostLooks {
-            let client = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
-            let target = StreamCounts.of(orphan.targetDescriptor, isOpener: true)
-            let there = HoleCheck(
-                source: client, sink: target, inPipe: UInt64(toTarget?.unread ?? 0),
-                bytesOfTable: slot.bytes.in, isCopying: slot.isCopying
-            ).verdict
-            let back = HoleCheck(
-                source: target, sink: client, inPipe: UInt64(toClient?.unread ?? 0),
-                bytesOfTable: slot.bytes.out, isCopying: slot.isCopying
-            ).verdict
-            // What a broken side was sent is lost anyway.
-            if there != .bytesLost || slot.broken?.side == .target,
-                back != .bytesLost || slot.broken?.side == .client
-            {
-                return Survey(
-                    there: there, back: back, clientIsClosed: client?.isClosed ?? false,
-                    targetIsClosed: target?.isClosed ?? false)
-            }
-        }
-        return nil
+        let client = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
+        let target = StreamCounts.of(orphan.targetDescriptor, isOpener: true)
+        let there = HoleCheck(
+            source: client, sink: target, inPipe: UInt64(toTarget?.unread ?? 0),
+            bytesOfTable: slot.bytes.in, isCopying: slot.isCopying
+        ).verdict
+        let back = HoleCheck(
+            source: target, sink: client, inPipe: UInt64(toClient?.unread ?? 0),
+            bytesOfTable: slot.bytes.out, isCopying: slot.isCopying
+        ).verdict
+        // What a broken side was sent is lost anyway.
+        guard there != .bytesLost || slot.broken?.side == .target,
+            back != .bytesLost || slot.broken?.side == .client
+        else { return nil }
+        return Survey(
+            there: there, back: back, clientIsClosed: client?.isClosed ?? false,
+            targetIsClosed: target?.isClosed ?? false)
     }
-
-    private static let mostLooks = 50
 
     /// True exactly when the options of a connection of some age are set: they stay with the socket.
     private func isMature(_ connection: Connection) -> Bool {

@@ -12,6 +12,12 @@ struct Signals: ~Copyable {
 
     private let descriptor: FileDescriptor
 
+    /// Has a restart that comes during the start wait until the connections of the last one go on.
+    /// To be called first of all.
+    static func holdRestart() {
+        _ = unsafe linux_block_signals([SIGUSR2], 1)
+    }
+
     /// Blocks the signals for the thread and those that it will start, so to be called before
     /// any is started; and ignores SIGPIPE, which splice(2) to a closed socket raises.
     init() throws(SystemError) {

@@ -112,6 +112,12 @@ enum Socket {
     /// tcp(7) and unix(7).
     static func unsent(_ fd: CInt) -> CInt { max(linux_unsent(fd), 0) }
 
+    /// True exactly when nothing can be sent or received any more, poll(2).
+    static func isHungUp(_ fd: CInt) -> Bool {
+        var entry = pollfd(fd: fd, events: 0, revents: 0)
+        return unsafe poll(&entry, 1, 0) == 1 && entry.revents & Int16(POLLHUP | POLLERR) != 0
+    }
+
     /// A number that this socket and its copies have, and no other: SO_COOKIE of socket(7).
     static func cookie(_ fd: CInt) -> UInt64? {
         var value: UInt64 = 0
