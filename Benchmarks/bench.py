@@ -8,6 +8,7 @@ target, the relay and the load are started afresh. Relays take turns within a ro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -17,12 +18,15 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +45,7 @@ GIB = 1 << 30
 FLOOR_GOAL = 1.05
 LEVEL = 1.03  # "level with": within the noise between two runs of the same program
 START_GOAL_MS, START_GOAL_MIB, IDLE_GOAL_KIB = 15, 12, 0.5
+ENTER_GOAL_US, ENTERED_GOAL_KIB = 30, 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Workload:
     below: tuple[str, ...] = ()  # peers whose CPU the proxy must not reach
     level: tuple[str, ...] = ()  # peers whose CPU it must not exceed
     needs_cpus: int = 1  # for load and target, lest they be what is measured
+    relays: tuple[str, ...] = ()  # only these; none named: all
+    hold: float | None = None  # seconds that idle connections are held, if not options.hold
 
 
 WORKLOADS = [
@@ -68,6 +75,9 @@ WORKLOADS = [
              "µs/op", "op/s", ("haproxy", "socket-proxyd"), ("nginx",)),
     Workload("idle", f"{IDLE_CONNECTIONS} idle connections: open each, one exchange",
              "idle", ECHO, "µs/conn", "conn/s", ("haproxy", "socket-proxyd")),
+    # The first second, after which they are entered, and the time that this takes.
+    Workload("preserved", f"{IDLE_CONNECTIONS} connections that stay: what preserving them costs",
+             "idle", ECHO, "µs/conn", "conn/s", relays=("proxy", "proxy+store"), hold=2),
 ]
 
 
@@ -87,16 +97,24 @@ class Relay:
     has_start: bool = True  # False where another program listens before the relay runs
     descriptors_each: int = 2  # per connection, where the hard limit may bind
     environment: dict[str, str] = field(default_factory=dict)
+    is_service: bool = False  # true: as systemd starts it, with a store for its descriptors
 
     def idle_connections(self) -> int:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         return min(IDLE_CONNECTIONS, (hard - 500) // self.descriptors_each)
 
 
-def proxy_command(log: str) -> Callable[[Path, int], list[str]]:
+def proxy_command(log: str, *more: str) -> Callable[[Path, int], list[str]]:
     return lambda _, target: [
         str(PROXY), f"-listen=127.0.0.1:{LISTEN}", f"-target=127.0.0.1:{target}",
-        f"-metrics=127.0.0.1:{METRICS}", f"--log-connections={log}"]
+        f"-metrics=127.0.0.1:{METRICS}", f"--log-connections={log}", *more]
+
+
+def service_command(*more: str) -> Callable[[Path, int], list[str]]:
+    """Its listener is passed to it; metrics it opens itself."""
+    return lambda _, target: [
+        str(PROXY), f"-target=127.0.0.1:{target}", f"-metrics=127.0.0.1:{METRICS}",
+        "--log-connections=none", *more]
 
 
 def haproxy_command(threads: int | None) -> Callable[[Path, int], list[str]]:
@@ -159,6 +177,11 @@ def installed_relays(options: argparse.Namespace) -> list[Relay]:
     if PROXY.exists():
         relays.append(Relay("proxy", proxy_command("none")))
         relays.append(Relay("proxy-logged", proxy_command("all"), only=("connect",)))
+        exchanges = ("bulk-to", "bulk-from", "request-response", "connect")
+        relays.append(Relay("proxy+store", service_command(), only=(*exchanges, "preserved"),
+                            is_service=True))
+        relays.append(Relay("proxy+entered", service_command("--preserve-after=0"),
+                            only=exchanges, is_service=True))
     if shutil.which("haproxy"):
         relays.append(Relay("haproxy", haproxy_command(1)))
         if len(options.relay_cpus) > 1:
@@ -229,12 +252,12 @@ def descendants(root: int) -> list[int]:
 
 
 def memory_kib(pids: list[int]) -> dict[str, int]:
-    """Sums over the processes of Rss, Pss and private memory."""
-    total = {"rss": 0, "pss": 0, "private": 0}
+    """Sums over the processes of Rss, Pss, private and anonymous memory."""
+    total = {"rss": 0, "pss": 0, "private": 0, "anonymous": 0}
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
             key, value, *_ = line.split()
-            if key in ("Rss:", "Pss:"):
+            if key in ("Rss:", "Pss:", "Anonymous:"):
                 total[key[:-1].lower()] += int(value)
             elif key in ("Private_Dirty:", "Private_Clean:"):
                 total["private"] += int(value)
@@ -261,16 +284,19 @@ class Process:
     """A child in a process group of its own; nothing of the group outlives the block."""
 
     def __init__(self, command: list[str], log: Path, cpus: set[int],
-                 environment: dict[str, str] | None = None):
+                 environment: dict[str, str] | None = None, passed: tuple[int, ...] = (),
+                 preferred: bool = True):
         self.command, self.log = command, log
         ours = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)  # before exec: programs count their CPUs at start
         with log.open("wb") as stderr:
             self.child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
-                text=True, start_new_session=True, env={**os.environ, **(environment or {})})
+                text=True, start_new_session=True, env={**os.environ, **(environment or {})},
+                pass_fds=passed)
         os.sched_setaffinity(0, ours)
-        prefer(self.child.pid)
+        if preferred:
+            prefer(self.child.pid)
 
     def __enter__(self) -> Process:
         return self
@@ -316,6 +342,86 @@ def wait_until_it_relays(relay: Process) -> None:
     time.sleep(0.05)
 
 
+class ServiceManager:
+    """What a service meets of systemd: a listener passed to it, $NOTIFY_SOCKET, and a store that
+    keeps descriptors, sd_pid_notify_with_fds(3). A thread of this process serves it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # NoDelay=yes
+        self.listener.bind(("127.0.0.1", LISTEN))
+        self.listener.listen(4096)
+        self.path = directory / "notify"
+        self.path.unlink(missing_ok=True)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(self.path))
+        self.stored: dict[str, list[int]] = {}
+        self.is_ready = threading.Event()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.environment = {"NOTIFY_SOCKET": str(self.path), "FDSTORE": "1024",
+                            "LISTEN_FDS": "1", "LISTEN_FDNAMES": "bench.socket"}
+
+    def command(self, command: list[str]) -> list[str]:
+        """The listener is to be descriptor 3, and $LISTEN_PID the process that takes it."""
+        shim = ("import os, sys; os.dup2(int(sys.argv[1]), 3); "
+                "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])")
+        return [sys.executable, "-S", "-c", shim, str(self.listener.fileno()), *command]
+
+    def __enter__(self) -> ServiceManager:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(self.path))
+        self.thread.join()
+        self.socket.close()
+        self.listener.close()
+        for descriptors in self.stored.values():
+            self.close(descriptors)
+
+    def serve(self) -> None:
+        size = struct.calcsize("i")
+        while True:
+            message, ancillary, _, _ = self.socket.recvmsg(65536, socket.CMSG_SPACE(253 * size))
+            if not message:
+                return
+            descriptors = [number for _, kind, data in ancillary if kind == socket.SCM_RIGHTS
+                           for number in struct.unpack(f"{len(data) // size}i", data)]
+            lines = message.decode().split("\n")
+            fields = dict(line.split("=", 1) for line in lines if "=" in line)
+            name = fields.get("FDNAME", "stored")
+            if fields.get("FDSTOREREMOVE") == "1":
+                self.close(self.stored.pop(name, []))
+            elif fields.get("FDSTORE") == "1":
+                self.stored.setdefault(name, []).extend(descriptors)
+            else:
+                self.close(descriptors)  # who waits behind BARRIER=1 sees its pipe hang up
+            if fields.get("READY") == "1":
+                self.is_ready.set()
+
+    @staticmethod
+    def close(descriptors: list[int]) -> None:
+        for number in descriptors:
+            os.close(number)
+
+    def table_kib(self) -> float:
+        """The memory of the memfds in the store, mapped by the service or not."""
+        states = [os.fstat(number) for names in self.stored.values() for number in names]
+        return sum(state.st_blocks for state in states if stat.S_ISREG(state.st_mode)) / 2
+
+
+def own_metric(name: str) -> float:
+    """A metric without labels of the proxy that runs."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as reply:
+        for line in reply.read().decode().splitlines():
+            key, _, value = line.rpartition(" ")
+            if key == name:
+                return float(value)
+    raise BenchError(f"the proxy has no metric {name}")
+
+
 # ---- measuring --------------------------------------------------------------------------------
 
 
@@ -333,12 +439,23 @@ def measure(relay: Relay, workload: Workload, options: argparse.Namespace,
             return run_load(workload, options, directory, workload.target, [], neighbours,
                             IDLE_CONNECTIONS, load_cpus)
         command = relay.command(directory, workload.target)
-        with Process(command, directory / f"{relay.name}.log", relay_cpus,
-                     relay.environment) as process:
+        log = directory / f"{relay.name}.log"
+        with contextlib.ExitStack() as stack:
+            manager = None
+            if relay.is_service:
+                manager = stack.enter_context(ServiceManager(directory))
+                process = stack.enter_context(Process(
+                    manager.command(command), log, relay_cpus,
+                    relay.environment | manager.environment, (manager.listener.fileno(),)))
+                if not manager.is_ready.wait(10):
+                    raise BenchError(f"{relay.name} does not become ready: {process.complaint()}")
+            else:
+                process = stack.enter_context(Process(command, log, relay_cpus,
+                                                      relay.environment))
             wait_until_it_relays(process)
             pids = descendants(process.child.pid)
             result = run_load(workload, options, directory, LISTEN, pids, neighbours,
-                              relay.idle_connections(), load_cpus)
+                              relay.idle_connections(), load_cpus, manager)
             if descendants(process.child.pid) != pids:
                 raise BenchError(f"{relay.name}: processes came or went during the measurement")
             result["resident_mib"] = memory_kib(pids)["rss"] / 1024
@@ -347,11 +464,11 @@ def measure(relay: Relay, workload: Workload, options: argparse.Namespace,
 
 def run_load(workload: Workload, options: argparse.Namespace, directory: Path, port: int,
              pids: list[int], neighbours: list[int], idle_connections: int,
-             cpus: set[int]) -> dict[str, float]:
+             cpus: set[int], manager: ServiceManager | None = None) -> dict[str, float]:
     command = [str(LOAD), workload.mode, str(port)]
     if workload.name.startswith("bulk"):
         command += ["4", str(int(options.gib * GIB))]
-    elif workload.name == "idle":
+    elif workload.mode == "idle":
         command += [str(idle_connections)]
     else:
         command += ["64" if workload.name == "request-response" else "32",
@@ -365,13 +482,15 @@ def run_load(workload: Workload, options: argparse.Namespace, directory: Path, p
                   "others_cpu_s": report["others_cpu_ns"] / 1e9,
                   "operations": report["operations"], "bytes": report["bytes"],
                   "p50_us": report["p50_us"], "p99_us": report["p99_us"]}
-        if workload.name == "idle":
+        if workload.mode == "idle":
             after = memory_kib(pids)
-            time.sleep(options.hold)
+            time.sleep(workload.hold or options.hold)
             load.child.stdin.write("\n")
             load.child.stdin.flush()
             held = json.loads(load.line())
             result["held_cpu_ms_per_s"] = held["cpu_ns"] / held["wall_ns"] * 1e3
+            if workload.hold:
+                result |= preserved(held, before, memory_kib(pids), idle_connections, manager)
             again = json.loads(load.line())
             if again["operations"] != idle_connections:
                 raise BenchError("not every idle connection lived")
@@ -388,6 +507,18 @@ def run_load(workload: Workload, options: argparse.Namespace, directory: Path, p
     # Not exact (the load's start is in it), but it shows when others were at work.
     result["machine_busy_cpus"] = (machine_busy_s() - busy) / (time.monotonic() - began)
     return result
+
+
+def preserved(held: dict, before: dict[str, int], after: dict[str, int], connections: int,
+              manager: ServiceManager | None) -> dict[str, float]:
+    """What the connections took since they were opened, when all of them have been entered."""
+    if manager and own_metric("tcp_proxy_ledger_entries") != connections:
+        raise BenchError("not every connection is entered")
+    memory = (after["anonymous"] - before["anonymous"]) / connections
+    table = manager.table_kib() / connections if manager else 0.0
+    return {"held_cpu_us_each": held["cpu_ns"] / 1e3 / connections, "process_kib_each": memory,
+            "table_kib_each": table, "preserved_kib_each": memory + table,
+            "stored": sum(map(len, manager.stored.values())) if manager else 0}
 
 
 def measure_start(relay: Relay, options: argparse.Namespace,
@@ -469,6 +600,18 @@ def workload_table(workload: Workload, results: dict[str, dict]) -> str:
     return table(rows)
 
 
+def preserved_table(_: Workload, results: dict[str, dict]) -> str:
+    rows = [["relay", "CPU µs per connection held", "KiB in the process", "KiB in the table",
+             "KiB in all", "descriptors stored"]]
+    for name, result in results.items():
+        if result:
+            median = result["median"]
+            rows.append([name, *(figure(median[key]) for key in (
+                "held_cpu_us_each", "process_kib_each", "table_kib_each", "preserved_kib_each",
+                "stored"))])
+    return table(rows)
+
+
 def footprint_table(summary: dict) -> str:
     rows = [["relay", "resident at start MiB", "start to listening ms",
              "KiB per idle connection", "CPU ms/s while 4,000 idle"]]
@@ -506,6 +649,17 @@ def goals(summary: dict, subject: str) -> list[dict]:
                     add(f"{workload.name}: CPU below {peer}", value, 1.0, strict=True)
                 else:
                     add(f"{workload.name}: CPU level with {peer}", value, LEVEL)
+    for name, results in summary["workloads"].items():
+        plain, stored = results.get(subject), results.get(f"{subject}+store")
+        if not plain or not stored:
+            continue
+        if name == "preserved":
+            median = stored["median"]
+            add("preserved: CPU µs per connection", median["held_cpu_us_each"], ENTER_GOAL_US)
+            add("preserved: KiB per connection", median["preserved_kib_each"], ENTERED_GOAL_KIB)
+        else:
+            value = statistics.median(ratios(stored["runs"], plain["runs"]))
+            add(f"{name}: CPU with a store against without", value, LEVEL)
     idle = summary["workloads"].get("idle", {}).get(subject)
     if idle:
         add("KiB per idle connection", idle["median"]["idle_kib_private"], IDLE_GOAL_KIB)
@@ -589,7 +743,11 @@ def run(options: argparse.Namespace, directory: Path) -> dict:
             return None
 
     for workload in workloads:
-        here = [relay for relay in relays if not relay.only or workload.name in relay.only]
+        here = [relay for relay in relays
+                if (not relay.only or workload.name in relay.only)
+                and (not workload.relays or relay.name in workload.relays)]
+        if not here:
+            continue
         runs: dict[str, list] = {relay.name: [] for relay in here}
         for number in range(options.rounds):
             if sys.stderr.isatty():
@@ -615,7 +773,8 @@ def run(options: argparse.Namespace, directory: Path) -> dict:
                 result["ratio"] = {"median": statistics.median(against),
                                    "min": against[0], "max": against[-1]}
         summary["workloads"][workload.name] = results
-        print(f"\n### {workload.title}\n\n{workload_table(workload, results)}", flush=True)
+        rows = preserved_table if workload.hold else workload_table
+        print(f"\n### {workload.title}\n\n{rows(workload, results)}", flush=True)
 
     if not options.only or "idle" in options.only.split(","):
         for relay in relays:

@@ -24,6 +24,11 @@ class Fault:
 
     cause: str
 
+    @property
+    def arguments(self) -> list[str]:
+        """Nobody waits a second for each crash; that this is the default has a test of its own."""
+        return ["--preserve-after=100ms"] if self.cause == "crash" else []
+
     def down(self, service: Service, entered: int | None = None) -> None:
         """Ends it. Before a crash it waits until that many connections are entered."""
         if self.cause == "crash":
@@ -67,7 +72,7 @@ def assert_alive(client: socket.socket, server: socket.socket, word: bytes = b"t
 
 
 def ping_pong_goes_on(lab: Lab, fault: Fault, count: int, times: int) -> None:
-    service = Service(lab, lab.echo(), "--log-connections=failures")
+    service = Service(lab, lab.echo(), "--log-connections=failures", *fault.arguments)
     ping = PingPong(lab, service, count)
     for _ in range(times):
         fault.happen(service, entered=count)
@@ -82,7 +87,8 @@ def ping_pong_goes_on(lab: Lab, fault: Fault, count: int, times: int) -> None:
 def bytes_in_pipes_arrive(lab: Lab, fault: Fault, ends: str, times: int = 3, **options: Any
                           ) -> None:
     """Both readers are stalled: buffers and pipes are full in both directions."""
-    service, target = service_between(lab, ends, receive_buffer=64 * KIB, **options)
+    service, target = service_between(
+        lab, ends, *fault.arguments, receive_buffer=64 * KIB, **options)
     client, server = lab.pair(service, target, receive_buffer=64 * KIB)
     up, down = fill(client, "up"), fill(server, "down")
     for _ in range(times):
@@ -103,7 +109,7 @@ def bytes_in_pipes_arrive(lab: Lab, fault: Fault, ends: str, times: int = 3, **o
 
 def stalled_reader_reads_on_little_by_little(lab: Lab, fault: Fault, times: int = 3) -> None:
     """Between two faults some of what waits is read, so that each finds another state."""
-    service, target = service_between(lab, "tcp>tcp", receive_buffer=64 * KIB)
+    service, target = service_between(lab, "tcp>tcp", *fault.arguments, receive_buffer=64 * KIB)
     client, server = lab.pair(service, target, receive_buffer=64 * KIB)
     ways = {"up": (client, server), "down": (server, client)}
     counts = {name: fill(source, name) for name, (source, _) in ways.items()}
@@ -125,7 +131,7 @@ def stalled_reader_reads_on_little_by_little(lab: Lab, fault: Fault, times: int 
 def bulk_goes_on(lab: Lab, fault: Fault, times: int = 3, pairs: int = 1,
                  ends: str = "tcp>tcp") -> int:
     """Returns how many were reset by the hole check; of the others every byte arrived."""
-    service, target = service_between(lab, ends)
+    service, target = service_between(lab, ends, *fault.arguments)
     transfers = [Bulk(*lab.pair(service, target), f"bulk {number}") for number in range(pairs)]
     cut = 0
     for _ in range(times):
@@ -146,7 +152,7 @@ def bulk_goes_on(lab: Lab, fault: Fault, times: int = 3, pairs: int = 1,
 def half_closed_gets_its_reply(lab: Lab, fault: Fault, first: str, times: int = 1) -> None:
     """`first` ("client" or "target") has sent FIN before; the other side answers after."""
     target = lab.target()
-    service = Service(lab, target)
+    service = Service(lab, target, *fault.arguments)
     client, server = lab.pair(service, target)
     asker, answerer = (client, server) if first == "client" else (server, client)
     asker.sendall(b"request")
@@ -166,7 +172,7 @@ def half_closed_gets_its_reply(lab: Lab, fault: Fault, first: str, times: int = 
 
 def half_closed_with_a_reply_in_the_pipe(lab: Lab, fault: Fault, first: str) -> None:
     """One direction has ended; the other stands still with bytes and then a FIN behind them."""
-    service, target = service_between(lab, "tcp>tcp", receive_buffer=64 * KIB)
+    service, target = service_between(lab, "tcp>tcp", *fault.arguments, receive_buffer=64 * KIB)
     client, server = lab.pair(service, target, receive_buffer=64 * KIB)
     asker, answerer = (client, server) if first == "client" else (server, client)
     asker.shutdown(socket.SHUT_WR)
@@ -182,7 +188,7 @@ def half_closed_with_a_reply_in_the_pipe(lab: Lab, fault: Fault, first: str) -> 
 
 def both_directions_ended_but_for_bytes_in_the_pipe(lab: Lab, fault: Fault) -> None:
     """Each side has sent all and its FIN; what is left to do is to deliver."""
-    service, target = service_between(lab, "tcp>tcp", receive_buffer=64 * KIB)
+    service, target = service_between(lab, "tcp>tcp", *fault.arguments, receive_buffer=64 * KIB)
     client, server = lab.pair(service, target, receive_buffer=64 * KIB)
     up, down = fill(client, "up"), fill(server, "down")
     client.shutdown(socket.SHUT_WR)
@@ -195,12 +201,35 @@ def both_directions_ended_but_for_bytes_in_the_pipe(lab: Lab, fault: Fault) -> N
     eventually(lambda: sum(service.scrape().closed().values()) == 1, "the connection to end")
 
 
+def reset_of_the_sender_comes_behind_its_bytes(lab: Lab, fault: Fault, sender: str) -> None:
+    """One side has sent much, and resets while nobody runs; the other has not read it yet."""
+    service, target = service_between(lab, "tcp>tcp", *fault.arguments, receive_buffer=64 * KIB)
+    client, server = lab.pair(service, target, receive_buffer=64 * KIB)
+    source, sink = (client, server) if sender == "client" else (server, client)
+    count = fill(source, "much")
+    fault.down(service, entered=1)
+    reset(source)
+    service.start()
+    assert service.lost() == {}
+    stream = Stream("much")
+    try:
+        while data := sink.recv(100_000):
+            stream.check(data)
+        raise AssertionError(f"FIN instead of a reset, after {stream.position} bytes")
+    except ConnectionResetError:
+        pass
+    # A reset lets the kernel drop what its sender still had; what the proxy had taken arrives.
+    assert 0 < stream.position <= count
+    service.await_closed(**{f"{sender}_reset": 1})
+    service.await_entered(0)
+
+
 DEEDS = ["FIN", "RST", "data and FIN", "data and close", "data and RST"]
 
 
 def peer_acts_while_it_is_down(lab: Lab, fault: Fault, deed: str, side: str, ends: str) -> None:
     """What one side does meanwhile reaches the other truthfully afterwards."""
-    service, target = service_between(lab, ends)
+    service, target = service_between(lab, ends, *fault.arguments)
     client, server = lab.pair(service, target)
     assert_alive(client, server)
     actor, other = (client, server) if side == "client" else (server, client)
@@ -231,7 +260,7 @@ def peer_acts_while_it_is_down(lab: Lab, fault: Fault, deed: str, side: str, end
 
 def both_peers_leave_while_it_is_down(lab: Lab, fault: Fault) -> None:
     target = lab.target()
-    service = Service(lab, target)
+    service = Service(lab, target, *fault.arguments)
     pairs = [lab.pair(service, target) for _ in range(3)]
     for pair in pairs:
         assert_alive(*pair)
@@ -255,7 +284,7 @@ def both_peers_leave_while_it_is_down(lab: Lab, fault: Fault) -> None:
 
 def new_clients_are_served(lab: Lab, fault: Fault, times: int, delay: float,
                            rate: float = 200) -> tuple[Churn, Service]:
-    service = Service(lab, lab.echo(), "--log-connections=failures")
+    service = Service(lab, lab.echo(), "--log-connections=failures", *fault.arguments)
     churn = Churn(service, rate)
     churn.go_on(20)
     for _ in range(times):
@@ -269,7 +298,7 @@ def new_clients_are_served(lab: Lab, fault: Fault, times: int, delay: float,
 
 def talk_without_waiting(lab: Lab, fault: Fault, times: int) -> None:
     """What arrives while the next process looks at the counts is not taken for a hole."""
-    service = Service(lab, lab.echo().address)
+    service = Service(lab, lab.echo().address, *fault.arguments)
     chatter = Chatter(lab, service, 8)
     for _ in range(times):
         fault.happen(service, entered=8)

@@ -36,7 +36,8 @@ def test_peers_that_talk_without_waiting_are_whole_or_cut(lab, ends):
     """Little pieces are copied: the process has bytes in its hands more often than ever."""
     outer, _, inner = ends.partition(">")
     echo = lab.echo(survival.address(lab, inner, "target"))
-    service = Service(lab, echo, listen=survival.address(lab, outer, "listen"))
+    service = Service(
+        lab, echo, *CRASH.arguments, listen=survival.address(lab, outer, "listen"))
     chatter = Chatter(lab, service, 8)
     service.await_entered(8)
     lost = 0
@@ -88,6 +89,11 @@ def test_both_directions_ended_but_for_bytes_in_the_pipe(lab):
 @pytest.mark.parametrize("ends", ["tcp>tcp", "unix>unix"])
 def test_what_a_peer_does_while_it_is_down_is_passed_on(lab, deed, side, ends):
     survival.peer_acts_while_it_is_down(lab, CRASH, deed, side, ends)
+
+
+@pytest.mark.parametrize("sender", ["client", "target"])
+def test_reset_of_the_sender_comes_behind_its_bytes(lab, sender):
+    survival.reset_of_the_sender_comes_behind_its_bytes(lab, CRASH, sender)
 
 
 def test_both_peers_leave_while_it_is_down(lab):
@@ -235,9 +241,9 @@ def test_connection_being_dialled_leaves_nothing_behind(lab):
 # --- faults that a debug build injects -----------------------------------------------------------
 
 
-def faulty(lab: Lab, fault: str, target, *arguments: str) -> Service:
+def faulty(lab: Lab, fault: str, target) -> Service:
     return Service(
-        lab, target, *arguments, binary=debug_binary(), may_crash=True,
+        lab, target, *CRASH.arguments, binary=debug_binary(), may_crash=True,
         environment={"TCP_PROXY_FAULT": fault, "SWIFT_BACKTRACE": "enable=no"},
     )
 

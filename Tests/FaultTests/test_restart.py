@@ -261,6 +261,11 @@ def test_what_a_peer_does_while_it_is_down_is_passed_on(lab, deed, side, ends):
     survival.peer_acts_while_it_is_down(lab, RESTART, deed, side, ends)
 
 
+@pytest.mark.parametrize("sender", ["client", "target"])
+def test_reset_of_the_sender_comes_behind_its_bytes(lab, sender):
+    survival.reset_of_the_sender_comes_behind_its_bytes(lab, RESTART, sender)
+
+
 def test_both_peers_leave_while_it_is_down(lab):
     survival.both_peers_leave_while_it_is_down(lab, RESTART)
 

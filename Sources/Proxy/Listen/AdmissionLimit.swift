@@ -62,6 +62,9 @@ final class DescriptorBudget: Sendable {
         return used.load(ordering: .relaxed) + wanted <= total - forPipes
     }
 
+    /// How many more fit.
+    var room: Int { max(total - used.load(ordering: .relaxed), 0) }
+
     /// Counts descriptors that are there already, whether they fit or not.
     func charge(_ count: Int) { used.wrappingAdd(count, ordering: .relaxed) }
 

@@ -59,7 +59,7 @@ final class Ledger {
         // What is asked for is cut down to net.core.wmem_max.
         try? Socket.set(writer.rawValue, SOL_SOCKET, SO_SNDBUF, wantedBuffer)
         let name = store.nextName()
-        guard store.put([writer.rawValue, reader.rawValue, file.rawValue], name: name) else {
+        guard try store.put([writer.rawValue, reader.rawValue, file.rawValue], name: name) else {
             return nil
         }
         return Ledger(name: name, table: table, writer: writer, reader: reader)

@@ -83,7 +83,7 @@ struct LedgerBook {
             }
             add(ledger)
         } catch {
-            giveUp(now, "\(error)")
+            giveUp(now, error)
             return false
         }
         current = ledgers.count - 1
@@ -103,11 +103,15 @@ struct LedgerBook {
     ) -> Bool {
         for ledger in ledgers { ledger.compact() }
         if attempt(ledgers[current]) == .entered { return true }
-        let advice =
-            code == ETOOMANYREFS
-            ? ": copies of sockets count like open ones; raise LimitNOFILE=" : ""
-        giveUp(now, SystemError(call: "sendmsg", code: code).description + advice)
+        giveUp(now, SystemError(call: "sendmsg", code: code))
         return false
+    }
+
+    private mutating func giveUp(_ now: Instant, _ error: SystemError) {
+        let advice =
+            error.code == ETOOMANYREFS
+            ? ": copies of sockets count like open ones; raise LimitNOFILE=" : ""
+        giveUp(now, error.description + advice)
     }
 
     private mutating func giveUp(_ now: Instant, _ why: String) {

@@ -33,17 +33,24 @@ struct LedgerContents {
     /// What cannot go on for its datagram cannot be used; its sockets were reset.
     var lost: [LostReason] = []
 
-    init(of remains: borrowing LedgerRemains, datagrams: inout Int) {
+    /// - Parameter room: how many descriptors may be open at the same time for it; the process needs
+    ///   others for itself.
+    init(of remains: borrowing LedgerRemains, room: Int, datagrams: inout Int) {
         var orphans: [LedgerPlace: Orphan] = [:]
         var pipes: [Pipe] = []
         var lost: [LostReason] = []
+        var opened = 0
         var targets: [(facts: TargetFacts, descriptor: CInt)] = []
         datagrams = remains.walk { entry, descriptors in
-            let entry = Self.usable(entry, with: descriptors)
+            opened += descriptors.count
+            let entry =
+                opened > room
+                ? .failure(.noDescriptors) : Self.usable(entry, with: descriptors)
             guard case .success(let entry) = entry else {
                 if case .failure(let reason) = entry, Self.abandon(descriptors, reason) {
                     lost.append(reason)
                 }
+                opened -= descriptors.count
                 return
             }
             switch entry {
@@ -71,6 +78,12 @@ struct LedgerContents {
         self.orphans = orphans
         self.pipes = pipes
         self.lost = lost
+    }
+
+    /// Open for it.
+    var descriptorCount: Int {
+        pipes.count * 2
+            + orphans.values.reduce(0) { $0 + ($1.targetSocket == nil ? 1 : 2) }
     }
 
     /// The entry, if it can be read and its descriptors are what it says.
@@ -101,7 +114,7 @@ struct LedgerContents {
     /// - Returns: true if there was one. A lone socket is half of one: its other half is an entry
     ///   of its own, and counted there.
     private static func abandon(_ descriptors: [CInt], _ reason: LostReason) -> Bool {
-        var wasOpen = reason == .noDescriptors
+        var wasOpen = descriptors.isEmpty && reason == .noDescriptors
         for descriptor in descriptors {
             if sd_is_socket(descriptor, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0,
                 StreamCounts.of(descriptor, isOpener: false)?.hasEnded != true

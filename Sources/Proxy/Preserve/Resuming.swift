@@ -7,6 +7,7 @@ extension Worker {
     ///
     /// Nothing is taken out of them on the way, so that the process may end at any moment.
     func resumeConnections(_ inherited: [InheritedLedger]) {
+        var held = 0
         var adopted: [(ledger: Ledger, orphans: [Orphan])] = []
         var pipes: [UInt64: (pipe: Pipe, ledger: Ledger)] = [:]
         for inherited in inherited {
@@ -16,7 +17,9 @@ extension Worker {
                 continue
             }
             var datagrams = 0
-            let contents = LedgerContents(of: remains, datagrams: &datagrams)
+            let contents = LedgerContents(
+                of: remains, room: shared.descriptors.room - held, datagrams: &datagrams)
+            held += contents.descriptorCount
             shared.resumption.withLock { for reason in contents.lost { $0.countLost(reason) } }
             guard let table = remains.table, table.attempts < Self.mostAttempts else {
                 giveUp(remains, contents)

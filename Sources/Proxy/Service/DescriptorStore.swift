@@ -33,17 +33,24 @@ final class DescriptorStore: Sendable {
 
     /// Stores descriptors under a name. They stay open here.
     ///
-    /// FDPOLL=0, for a hangup would remove them. False if there is no place for them or nobody
-    /// takes the message now.
-    func put(_ descriptors: [CInt], name: String) -> Bool {
+    /// FDPOLL=0, for a hangup would remove them.
+    ///
+    /// - Returns: false if there is no place for them.
+    /// - Throws: ETOOMANYREFS where too many descriptors of this user are under way, EAGAIN where
+    ///   the manager is slow to read.
+    func put(_ descriptors: [CInt], name: String) throws(SystemError) -> Bool {
         guard used.increment(by: descriptors.count, upTo: limit) else { return false }
-        if Self.send("FDSTORE=1\nFDNAME=\(name)\nFDPOLL=0", descriptors) { return true }
-        used.wrappingSubtract(descriptors.count, ordering: .relaxed)
-        return false
+        do throws(SystemError) {
+            try Self.send("FDSTORE=1\nFDNAME=\(name)\nFDPOLL=0", descriptors)
+            return true
+        } catch {
+            used.wrappingSubtract(descriptors.count, ordering: .relaxed)
+            throw error
+        }
     }
 
     /// Has systemd close what it keeps under a name.
-    static func remove(_ name: String) { _ = send("FDSTOREREMOVE=1\nFDNAME=\(name)", []) }
+    static func remove(_ name: String) { try? send("FDSTOREREMOVE=1\nFDNAME=\(name)", []) }
 
     func remove(_ name: String, count: Int) {
         Self.remove(name)
@@ -52,18 +59,20 @@ final class DescriptorStore: Sendable {
 
     /// Not by sd_pid_notify_with_fds(3), which waits while the manager's queue is full: this is
     /// called by workers.
-    private static func send(_ message: String, _ descriptors: [CInt]) -> Bool {
-        guard let path = unsafe getenv("NOTIFY_SOCKET").map({ unsafe String(cString: $0) }),
-            let socket = try? retrying("socket", { linux_datagram_socket() })
-        else { return false }
-        let sender = FileDescriptor(owning: socket)
+    private static func send(_ message: String, _ descriptors: [CInt]) throws(SystemError) {
+        guard let path = unsafe getenv("NOTIFY_SOCKET").map({ unsafe String(cString: $0) }) else {
+            throw SystemError(call: "connect", code: ENOENT)
+        }
+        let sender = FileDescriptor(owning: try retrying("socket") { linux_datagram_socket() })
         let manager: SocketAddress =
             path.hasPrefix("@") ? .abstract(String(path.utf8.dropFirst()) ?? "") : .path(path)
-        guard Socket.connect(sender.rawValue, to: manager) == 0 else { return false }
+        let code = Socket.connect(sender.rawValue, to: manager)
+        if code != 0 { throw SystemError(call: "connect", code: code) }
         let bytes = Array(message.utf8)
-        let sent = unsafe linux_send_descriptors(
-            sender.rawValue, bytes, bytes.count, descriptors, CInt(descriptors.count))
-        return sent == bytes.count
+        _ = try retrying("sendmsg") {
+            unsafe linux_send_descriptors(
+                sender.rawValue, bytes, bytes.count, descriptors, CInt(descriptors.count))
+        }
     }
 
     /// Waits until systemd has taken everything that was sent to it so far.

@@ -67,12 +67,15 @@ struct DescriptorStoreTests {
         await #expect(processExitsWith: .success) {
             unsafe unsetenv("NOTIFY_SOCKET")
             let store = DescriptorStore(limit: 3, names: [])
-            for _ in 0..<3 { try #require(!store.put([0, 1, 2], name: "proxy-ledger-1")) }
+            for _ in 0..<3 {
+                #expect(throws: SystemError.self) {
+                    try store.put([0, 1, 2], name: "proxy-ledger-1")
+                }
+            }
             try #require(DescriptorStore.places() == 0)
-            let ledger = try Ledger.make(in: store, worker: 0)
-            try #require(ledger == nil)
+            #expect(throws: SystemError.self) { try Ledger.make(in: store, worker: 0) }
             let standIn = try StandIn()
-            try #require(store.put([0, 1, 2], name: "proxy-ledger-1"), "all three are free")
+            try #require(try store.put([0, 1, 2], name: "proxy-ledger-1"), "all three are free")
             try #require(standIn.messages().count == 1)
         }
     }
@@ -87,9 +90,9 @@ struct DescriptorStoreTests {
             let pair = try SocketPair(linux_SOCK_DGRAM)
             let pipe = try Pipe()
             let three = [pair.first.rawValue, pair.second.rawValue, pipe.readEnd.rawValue]
-            try #require(store.put(three, name: "proxy-ledger-7"))
-            try #require(store.put(three, name: "proxy-ledger-8"))
-            try #require(!store.put([0], name: "proxy-ledger-9"))
+            try #require(try store.put(three, name: "proxy-ledger-7"))
+            try #require(try store.put(three, name: "proxy-ledger-8"))
+            try #require(!(try store.put([0], name: "proxy-ledger-9")))
             let inodes = three.map(inode)
             try #require(
                 standIn.messages() == [
@@ -104,8 +107,8 @@ struct DescriptorStoreTests {
                     StandIn.Message(
                         text: "FDSTOREREMOVE=1\nFDNAME=proxy-ledger-7", inodes: [])
                 ])
-            try #require(store.put(three, name: "proxy-ledger-9"))
-            try #require(!store.put([0], name: "proxy-ledger-10"))
+            try #require(try store.put(three, name: "proxy-ledger-9"))
+            try #require(!(try store.put([0], name: "proxy-ledger-10")))
         }
     }
 
@@ -114,9 +117,9 @@ struct DescriptorStoreTests {
         await #expect(processExitsWith: .success) {
             let standIn = try StandIn()
             let store = DescriptorStore(limit: 1, names: ["proxy-ledger-1", "proxy-ledger-1"])
-            try #require(!store.put([0], name: "proxy-ledger-2"))
+            try #require(!(try store.put([0], name: "proxy-ledger-2")))
             store.remove("proxy-ledger-1", count: 2)
-            try #require(store.put([0], name: "proxy-ledger-2"))
+            try #require(try store.put([0], name: "proxy-ledger-2"))
             try #require(standIn.messages().count == 2)
         }
     }
