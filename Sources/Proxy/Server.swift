@@ -55,7 +55,7 @@ public final class Server {
                 descriptors: DescriptorBudget(
                     limit: limit, inUse: Self.ownDescriptors(workers: mostWorkers)),
                 admission: AdmissionLimit(limit: options.connectionsMax),
-                store: Self.store(options, holding: startup.ledgers))
+                store: Self.store(options, holding: startup.ledgers, openLimit: limit))
         } catch {
             throw StartError(description: "cannot start: \(error)", code: error.code)
         }

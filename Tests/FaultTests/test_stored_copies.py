@@ -122,6 +122,7 @@ def test_idle_exit_waits_for_resumed_connections(lab):
     service, target = service_between(
         lab, "tcp>tcp", "--exit-idle-time=500ms", "--preserve-after=0")
     client, server = lab.pair(service, target)
+    service.await_entered(1)
     service.kill()
     with pytest.raises(AssertionError):
         service.await_end(1.5)

@@ -1,5 +1,6 @@
 // What Swift's Glibc module lacks: epoll, splice, accept4, pipe2 and a few constants that are
-// macros with casts. Every function here is the system call of the same name and nothing more.
+// macros with casts. Most functions here are the system call of the same name; the others put one
+// call's arguments together.
 #ifndef CLINUX_H
 #define CLINUX_H
 

@@ -7,7 +7,7 @@ extension Worker {
     /// neither peer takes a part for the whole.
     func end(_ connection: Connection, _ reason: CloseReason) {
         timers.clear(connection.key.index)
-        if connection.ledger != nil {
+        if connection.hasCopies {
             sever(connection, inOrder: reason.isSuccess)
         } else if !reason.isSuccess {
             Socket.resetOnClose(connection.client.rawValue)

@@ -46,11 +46,22 @@ extension Worker {
 
     /// The time for what the dial waits for is over.
     func dialTimerFired(_ connection: Connection) -> Step {
-        switch connection.phase {
-        case .waitingToRedial: redial(connection)
-        case .dialling: attemptFailed(connection, code: ETIMEDOUT)
-        default: advance(connection, connection.dial?.resolved([], now: now))
+        if now < connection.dialLimit {
+            preserveIfDue(connection)
+            setDialTimer(connection, at: connection.dialLimit)
+            return .stay
         }
+        switch connection.phase {
+        case .waitingToRedial: return redial(connection)
+        case .dialling: return attemptFailed(connection, code: ETIMEDOUT)
+        default: return advance(connection, connection.dial?.resolved([], now: now))
+        }
+    }
+
+    /// Comes back at that moment, or before if the connection is to be entered in a ledger.
+    private func setDialTimer(_ connection: Connection, at limit: Instant) {
+        connection.dialLimit = limit
+        timers.set(connection.key.index, at: min(limit, preserveAt(connection) ?? limit))
     }
 
     private func attemptFailed(_ connection: Connection, code: CInt) -> Step {
@@ -63,7 +74,6 @@ extension Worker {
 
     /// Carries out what the attempt asks for, until it has to wait.
     private func advance(_ connection: Connection, _ first: DialAttempt.Action?) -> Step {
-        preserveIfDue(connection)
         var action = first
         while true {
             switch action {
@@ -73,7 +83,7 @@ extension Worker {
                 return .stay
             case .wait(let until):
                 connection.phase = .waitingToRedial
-                timers.set(connection.key.index, at: until)
+                setDialTimer(connection, at: until)
                 return .stay
             case .fail(let failure):
                 if failure == .unresolved {
@@ -85,7 +95,7 @@ extension Worker {
                 if code == 0 { return .relay }
                 if code == EINPROGRESS {
                     connection.phase = .dialling
-                    timers.set(connection.key.index, at: limit)
+                    setDialTimer(connection, at: limit)
                     return .stay
                 }
                 let failure = ConnectFailure(code: code)
@@ -130,7 +140,7 @@ extension Worker {
         }
         connection.phase = .resolving
         connection.connectStartedAt = now
-        timers.set(connection.key.index, at: limit)
+        setDialTimer(connection, at: limit)
         let key = connection.key
         let mailbox = self.mailbox
         shared.resolver.lookUp(host: host, port: port) { addresses in

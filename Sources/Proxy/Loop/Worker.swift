@@ -1,6 +1,7 @@
 // A worker: one thread, one epoll, its connections. Nothing in it is shared but its mailbox and
 // its counters. What it does at each stage of a connection is in that stage's folder:
-// Listen/Accepting, Dial/Dialling, Relay/Relay, Close/Closing.
+// Listen/Accepting, Dial/Dialling, Relay/Relay, Close/Closing; what outlives the process is in
+// Preserve.
 
 import CLinux
 import Glibc
@@ -267,7 +268,9 @@ extension [CounterSet] {
     private func fireTimers() {
         for index in timers.advance(to: now) {
             guard let connection = connections[index] else { continue }
+            connection.slot?.setHandled(true)
             take(timerFired(connection), connection)
+            connection.slot?.setHandled(false)
         }
     }
 
@@ -306,7 +309,9 @@ extension [CounterSet] {
             shared.notice.signal()
         case .resolved(let key, let index, let addresses):
             if let connection = connections[key] {
+                connection.slot?.setHandled(true)
                 take(resolved(connection, target: index, addresses), connection)
+                connection.slot?.setHandled(false)
             }
         case .replace(let route): routes[route.index] = route
         case .adopt(let descriptor, let routeIndex):
@@ -316,7 +321,7 @@ extension [CounterSet] {
             resumed.store(true, ordering: .releasing)
             shared.notice.signal()
         case .handOver: handOver()
-        case .sign: ledgers.dropEmpty()  // the sign itself is given after each wait
+        case .sign: ledgers.dropEmpty()  // the sign of life itself is given after each wait
         case .ping:
             ledgers.tidy()
             oldest.store(

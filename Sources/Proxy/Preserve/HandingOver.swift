@@ -5,13 +5,16 @@ import Glibc
 
 extension Server {
     /// systemd's store, if connections are to be preserved and it has places.
-    static func store(_ options: Options, holding ledgers: [InheritedLedger]) -> DescriptorStore? {
+    static func store(
+        _ options: Options, holding ledgers: [InheritedLedger], openLimit: Int
+    ) -> DescriptorStore? {
         guard options.preserve else { return nil }
         let places = DescriptorStore.places()
         guard places > 0 else { return nil }
         return DescriptorStore(
             limit: places,
-            names: ledgers.flatMap { ledger in ledger.descriptors.map { _ in ledger.name } })
+            names: ledgers.flatMap { ledger in ledger.descriptors.map { _ in ledger.name } },
+            openLimit: openLimit)
     }
 
     // MARK: Resuming

@@ -27,6 +27,11 @@ struct StreamCounts: Equatable, Sendable {
     /// True exactly when nothing is to be sent on it any more but what is on its way.
     var hasEnded: Bool { [Self.closed, 9, 11].contains(state) }
 
+    /// True exactly when a socket of an ended connection, or of none, is meant.
+    static func hasEnded(_ fd: CInt) -> Bool {
+        StreamCounts.of(fd, isOpener: false)?.hasEnded ?? Socket.isHungUp(fd)
+    }
+
     /// Bytes read from the socket, and one more for a FIN if the socket is closed after one.
     var taken: UInt64 {
         received &- unread &- (Self.finReceived.contains(state) ? 1 : 0)
@@ -45,7 +50,7 @@ struct StreamCounts: Equatable, Sendable {
         else { return nil }
         // The peer goes on meanwhile: what arrives between the looks would seem a hole, or fill
         // one. When nothing has, they are one look.
-        for _ in 0..<mostLooks {
+        while true {
             let unread = linux_unread(fd)
             let unsent = linux_unsent(fd)
             guard let after = info(fd), unread >= 0, unsent >= 0 else { return nil }
@@ -57,12 +62,9 @@ struct StreamCounts: Equatable, Sendable {
                     received: after.bytes_received, unread: UInt64(unread),
                     unsent: UInt64(unsent), isOpener: isOpener)
             }
-            before = after
+            before = after  // it comes to rest: nobody reads the one side, or writes the other
         }
-        return nil
     }
-
-    private static let mostLooks = 10_000
 
     private static func info(_ fd: CInt) -> linux_tcp_counts? {
         var counts = linux_tcp_counts()

@@ -26,6 +26,12 @@ final class Ledger {
     /// Datagrams in the queue, those of the dead included.
     private var queued: Int
     private var dead = 0
+    /// Of the dead those that keep a pipe's memory, of which a user has little: pipe(7).
+    private var deadPipes = 0
+    /// While not all the living are known, nobody can be told for dead.
+    private var isAdopting: Bool
+    /// Where the descriptors in the queue are counted; nil where they are not to last.
+    private let store: DescriptorStore?
     private var buffer = [UInt8](repeating: 0, count: LedgerEntry.mostBytes)
 
     /// What came of entering something.
@@ -62,7 +68,8 @@ final class Ledger {
         guard try store.put([writer.rawValue, reader.rawValue, file.rawValue], name: name) else {
             return nil
         }
-        return Ledger(name: name, table: table, writer: writer, reader: reader)
+        return Ledger(
+            name: name, table: table, writer: writer, reader: reader, store: store)
     }
 
     /// Descriptors of one ledger in systemd's store.
@@ -73,13 +80,16 @@ final class Ledger {
     /// Room for all slots and as many pipes: an entry takes 768 bytes, one with unix paths 1,280.
     private static let wantedBuffer: CInt = 1024 * 1024
 
-    /// - Parameter queued: datagrams in the queue, those of an earlier life.
+    /// - Parameter adopting: datagrams in the queue, those of an earlier life, whose owners are to
+    ///   be adopted; nil for a new ledger.
     init(
         name: String, table: LedgerTable, writer: consuming FileDescriptor,
-        reader: consuming FileDescriptor, queued: Int = 0
+        reader: consuming FileDescriptor, store: DescriptorStore?, adopting: Int? = nil
     ) {
         self.name = name
-        self.queued = queued
+        self.store = store
+        queued = adopting ?? 0
+        isAdopting = adopting != nil
         self.table = table
         capacity = Int((try? Socket.get(writer.rawValue, SOL_SOCKET, SO_SNDBUF)) ?? 0)
         self.writer = writer
@@ -103,15 +113,24 @@ final class Ledger {
         slot.setBytesOut(connection.toClient.half.bytes)
         slot.firstToFinish = connection.firstToFinish
         slot.broken = connection.brokenBy?.ledgerForm
-        let outcome = send(facts(of: connection, slot: index), connection)
-        guard outcome == .entered else {
-            slot.free()
-            freeSlots.append(index)
-            return outcome
-        }
+        note(connection.toTarget.pipe, in: slot, from: .client)
+        note(connection.toClient.pipe, in: slot, from: .target)
         seat(connection, at: index)
-        return .entered
+        let outcome = send(entry(of: connection), descriptors(of: connection))
+        if outcome != .entered { unseat(connection) }
+        return outcome
     }
+
+    /// Writes down which pipe carries the direction, to be called before bytes are in it.
+    func note(_ pipe: Pipe?, in slot: LedgerSlot, from side: Side) {
+        guard let pipe else { return slot.setPipe(from: side, 0) }
+        table.hasPipes = true
+        if FaultInjection.mapsNoPipes { return }
+        slot.setPipe(from: side, pipe.ledger == nil ? Self.unknownPipe : pipe.number)
+    }
+
+    /// The number of a pipe that is in no ledger, and takes its bytes along when the process ends.
+    static let unknownPipe = UInt64.max
 
     /// The target of a connection that was entered without one.
     func enterTarget(of connection: Connection) -> Outcome {
@@ -165,6 +184,7 @@ final class Ledger {
         freeSlots = (0..<LedgerTable.slotCount).reversed().filter { tenants[$0] == nil }
         for index in freeSlots { table.slot(index).free() }
         dead = max(queued - living, 0)
+        isAdopting = false
         compactIfWorthIt()
     }
 
@@ -173,6 +193,15 @@ final class Ledger {
         connection.ledger = self
         connection.slot = table.slot(index)
         connection.slotIndex = index
+        connection.hasCopies = true
+    }
+
+    private func unseat(_ connection: Connection) {
+        connection.slot?.free()
+        connection.slot = nil
+        connection.ledger = nil
+        tenants[connection.slotIndex] = nil
+        freeSlots.append(connection.slotIndex)
     }
 
     private func hold(_ pipe: Pipe) {
@@ -184,12 +213,9 @@ final class Ledger {
 
     /// The connection has ended: its sockets are shut down, and its entry is dead.
     func forget(_ connection: Connection) {
-        connection.slot?.free()
-        connection.slot = nil
-        connection.ledger = nil
-        tenants[connection.slotIndex] = nil
-        freeSlots.append(connection.slotIndex)
+        unseat(connection)
         dead += connection.targetIsApart ? 2 : 1
+        connection.targetIsApart = false
         compactIfWorthIt()
     }
 
@@ -198,30 +224,48 @@ final class Ledger {
         pipe.ledger = nil
         pipes[pipe.number] = nil
         dead += 1
+        deadPipes += 1
         compactIfWorthIt()
     }
 
     /// Drops the dead once they are as many as the living: each death costs a constant, then.
     private func compactIfWorthIt() {
-        if dead >= 32 && dead * 2 >= queued { compact() }
+        if (dead >= 32 && dead * 2 >= queued) || deadPipes >= Self.mostDeadPipes { compact() }
     }
+
+    /// A quarter of what a user's pipes may take without privileges, at 64 pages each.
+    private static let mostDeadPipes = 64
 
     /// Drops the dead: takes the queue's head off, again and again, having put it at its end if it
     /// lives. Between the two it is there twice, which does no harm.
     func compact() {
+        if isAdopting { return }
         var seen: Set<LedgerEntry.Name> = []
         for _ in 0..<queued where dead > 0 {
             let head = peek()
             if head == .none { break }
             // A process that ended between the two has left an entry that is there twice.
-            if case .entry(let entry) = head, isAlive(entry), seen.insert(entry.name).inserted {
-                guard resend(entry) == .entered else { break }
+            if case .entry(let entry) = head, let (renewed, descriptors) = renewed(entry),
+                seen.insert(entry.name).inserted
+            {
+                guard send(renewed, descriptors, isTurn: true) == .entered else { break }
+                noteTarget(renewed)
             } else {
                 dead -= 1
             }
-            drop()
+            if case .entry(let entry) = head { drop(entry.descriptorCount) } else { drop(0) }
         }
         dead = max(queued - living, 0)
+        deadPipes = 0
+    }
+
+    /// A connection's entry has its target now: the datagram that told of it is of no more use.
+    private func noteTarget(_ entry: LedgerEntry) {
+        guard case .connection(let facts) = entry, facts.target != nil,
+            let connection = tenant(of: facts.place), connection.targetIsApart
+        else { return }
+        connection.targetIsApart = false
+        dead += 1
     }
 
     /// Datagrams that have to be there.
@@ -232,39 +276,25 @@ final class Ledger {
         }
     }
 
-    private func isAlive(_ entry: LedgerEntry) -> Bool {
-        switch entry {
-        case .connection(let facts): tenant(of: facts.place) != nil
-        case .target(let facts): tenant(of: facts.place)?.targetIsApart ?? false
-        case .pipe(let number): pipes[number] != nil
-        }
-    }
-
-    private func resend(_ entry: LedgerEntry) -> Outcome {
+    /// The entry as it is to be now, and its descriptors; nil if it is dead.
+    private func renewed(_ entry: LedgerEntry) -> (LedgerEntry, [CInt])? {
         switch entry {
         case .connection(let facts):
-            guard let connection = tenant(of: facts.place) else { return .entered }
-            let outcome = send(self.facts(of: connection, slot: connection.slotIndex), connection)
-            // Its target has come along: the datagram that told of it is of no more use.
-            if outcome == .entered && connection.targetIsApart {
-                connection.targetIsApart = false
-                dead += 1
-            }
-            return outcome
+            guard let connection = tenant(of: facts.place) else { return nil }
+            return (self.entry(of: connection), descriptors(of: connection))
         case .target(let facts):
-            guard let connection = tenant(of: facts.place) else { return .entered }
-            return send(entry, [connection.targetDescriptor])
+            guard let connection = tenant(of: facts.place), connection.targetIsApart else {
+                return nil
+            }
+            return (entry, [connection.targetDescriptor])
         case .pipe(let number):
-            guard let pipe = pipes[number] else { return .entered }
-            return send(entry, [pipe.readEnd.rawValue, pipe.writeEnd.rawValue])
+            guard let pipe = pipes[number] else { return nil }
+            return (entry, [pipe.readEnd.rawValue, pipe.writeEnd.rawValue])
         }
     }
 
     private func tenant(of place: LedgerPlace) -> Connection? {
-        guard place.slot < LedgerTable.slotCount,
-            table.slot(Int(place.slot)).serial == place.serial
-        else { return nil }
-        return tenants[Int(place.slot)]
+        table.has(place) ? tenants[Int(place.slot)] : nil
     }
 
     // MARK: The queue
@@ -277,22 +307,30 @@ final class Ledger {
     /// Kernel memory of two entries of the largest kind.
     private static let reserve = 2 * 2304
 
-    private func facts(of connection: Connection, slot index: Int) -> LedgerEntry {
+    private func entry(of connection: Connection) -> LedgerEntry {
         .connection(
             ConnectionFacts(
-                place: LedgerPlace(slot: UInt32(index), serial: table.slot(index).serial),
+                place: LedgerPlace(
+                    slot: UInt32(connection.slotIndex),
+                    serial: table.slot(connection.slotIndex).serial),
                 id: connection.id, acceptedAt: connection.acceptedAt, route: connection.route.name,
                 client: connection.clientAddress, listen: connection.listenAddress,
                 target: connection.targetOfEntry))
     }
 
-    private func send(_ entry: LedgerEntry, _ connection: Connection) -> Outcome {
-        entry.descriptorCount == 1
-            ? send(entry, [connection.client.rawValue])
-            : send(entry, [connection.client.rawValue, connection.targetDescriptor])
+    private func descriptors(of connection: Connection) -> [CInt] {
+        connection.targetOfEntry == nil
+            ? [connection.client.rawValue]
+            : [connection.client.rawValue, connection.targetDescriptor]
     }
 
-    private func send(_ entry: LedgerEntry, _ descriptors: [CInt]) -> Outcome {
+    /// - Parameter isTurn: true for an entry that goes from the queue's head to its end.
+    private func send(
+        _ entry: LedgerEntry, _ descriptors: [CInt], isTurn: Bool = false
+    ) -> Outcome {
+        if let store, !store.takeCopies(descriptors.count, isTurn: isTurn) {
+            return .refused(ETOOMANYREFS)
+        }
         let bytes = entry.bytes
         do throws(SystemError) {
             _ = try retrying("sendmsg") {
@@ -300,6 +338,7 @@ final class Ledger {
                     writer.rawValue, bytes, bytes.count, descriptors, CInt(descriptors.count))
             }
         } catch {
+            store?.giveBackCopies(descriptors.count)
             return error.code == EAGAIN ? .full : .refused(error.code)
         }
         queued += 1
@@ -327,10 +366,11 @@ final class Ledger {
     }
 
     /// Takes the head off. Its descriptors, which nobody asks for, are closed.
-    private func drop() {
+    private func drop(_ descriptors: Int) {
         var none: CInt = 0
         if unsafe linux_receive_descriptors(reader.rawValue, &buffer, 1, nil, 0, &none, 0) >= 0 {
             queued -= 1
+            store?.giveBackCopies(descriptors)
         }
     }
 }

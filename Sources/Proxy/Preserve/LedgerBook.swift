@@ -151,11 +151,6 @@ struct LedgerBook {
         counters.ledgerBytes.subtract(UInt64(LedgerTable.size))
     }
 
-    /// Notes that the process is alive.
-    func sign(_ now: Instant) {
-        for ledger in ledgers { ledger.table.lastSign = now }
-    }
-
     /// Notes that everything is in order for whoever comes next.
     func close(_ now: Instant) {
         for ledger in ledgers {

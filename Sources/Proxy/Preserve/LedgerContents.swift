@@ -12,6 +12,8 @@ final class Orphan {
     var targetSocket: FileDescriptor?
     /// True exactly when the target has a datagram of its own.
     var targetIsApart = false
+    /// What a connection that has moved bytes and has no target is lost to.
+    var whyNoTarget = LostReason.damaged
 
     /// - Parameter descriptors: one, or two if the facts tell of a target.
     init(_ facts: ConnectionFacts, _ descriptors: [CInt]) {
@@ -30,6 +32,8 @@ struct LedgerContents {
     /// An entry that is there twice counts once.
     var orphans: [LedgerPlace: Orphan] = [:]
     var pipes: [Pipe] = []
+    /// Descriptors that are in the queue.
+    var copies = 0
     /// What cannot go on for its datagram cannot be used; its sockets were reset.
     var lost: [LostReason] = []
 
@@ -40,21 +44,36 @@ struct LedgerContents {
         var pipes: [Pipe] = []
         var lost: [LostReason] = []
         var opened = 0
+        var copies = 0
         var targets: [(facts: TargetFacts, descriptor: CInt)] = []
-        datagrams = remains.walk { entry, descriptors in
+        datagrams = remains.walk { read, descriptors in
             opened += descriptors.count
-            let entry =
+            copies += descriptors.count
+            let usable =
                 opened > room
-                ? .failure(.noDescriptors) : Self.usable(entry, with: descriptors)
-            guard case .success(let entry) = entry else {
-                if case .failure(let reason) = entry, Self.abandon(descriptors, reason) {
-                    lost.append(reason)
-                }
+                ? .failure(.noDescriptors) : Self.usable(read, with: descriptors)
+            let entry: LedgerEntry
+            switch usable {
+            case .success(let found): entry = found
+            case .failure(let reason):
                 opened -= descriptors.count
+                if case .success(.target(let facts)) = read {
+                    orphans[facts.place]?.whyNoTarget = reason
+                }
+                if Self.abandon(descriptors, read, of: remains.table) { lost.append(reason) }
                 return
             }
             switch entry {
-            case .connection(let facts): orphans[facts.place] = Orphan(facts, descriptors)
+            case .connection(let facts):
+                let orphan = Orphan(facts, descriptors)
+                // Most of what the table no longer knows has ended, and needs no descriptors.
+                if remains.table?.has(facts.place) == false,
+                    StreamCounts.hasEnded(orphan.clientDescriptor)
+                {
+                    opened -= descriptors.count
+                } else {
+                    orphans[facts.place] = orphan
+                }
             case .target(let facts): targets.append((facts, descriptors[0]))
             case .pipe(let number):
                 pipes.append(
@@ -66,7 +85,7 @@ struct LedgerContents {
         for (facts, descriptor) in targets {
             guard let orphan = orphans[facts.place] else {
                 // Its connection has ended, or cannot be read.
-                _ = Self.abandon([descriptor], .damaged)
+                _ = Self.abandon([descriptor], .failure(.damaged), of: nil)
                 continue
             }
             let socket = FileDescriptor(owning: descriptor)
@@ -78,6 +97,7 @@ struct LedgerContents {
         self.orphans = orphans
         self.pipes = pipes
         self.lost = lost
+        self.copies = copies
     }
 
     /// Open for it.
@@ -96,7 +116,7 @@ struct LedgerContents {
         case .success(let entry):
             // Fewer than were sent: there were no numbers for more, EMFILE.
             guard descriptors.count >= entry.descriptorCount else {
-                return .failure(descriptors.isEmpty ? .damaged : .noDescriptors)
+                return .failure(.noDescriptors)
             }
             let isUsable =
                 if case .pipe = entry {
@@ -111,19 +131,23 @@ struct LedgerContents {
 
     /// Closes the descriptors; resets those of a connection that is still open.
     ///
-    /// - Returns: true if there was one. A lone socket is half of one: its other half is an entry
-    ///   of its own, and counted there.
-    private static func abandon(_ descriptors: [CInt], _ reason: LostReason) -> Bool {
-        var wasOpen = descriptors.isEmpty && reason == .noDescriptors
+    /// - Returns: true if it was one. Half of one, a lone target, is counted with the other half.
+    private static func abandon(
+        _ descriptors: [CInt], _ entry: Result<LedgerEntry, EntryDamage>, of table: LedgerTable?
+    ) -> Bool {
+        var wasOpen = false
         for descriptor in descriptors {
             if sd_is_socket(descriptor, AF_UNSPEC, linux_SOCK_STREAM, 0) > 0,
-                StreamCounts.of(descriptor, isOpener: false)?.hasEnded != true
+                !StreamCounts.hasEnded(descriptor)
             {
                 Socket.reset(descriptor)
                 wasOpen = true
             }
             _ = Glibc.close(descriptor)
         }
-        return wasOpen && descriptors.count != 1
+        if case .success(.connection(let facts)) = entry {
+            return table?.has(facts.place) ?? wasOpen
+        }
+        return wasOpen && descriptors.count == 2
     }
 }

@@ -108,9 +108,11 @@ extension Ledger {
     /// Goes on with what is left of an earlier life's ledger.
     ///
     /// - Parameter queued: datagrams in its queue.
-    convenience init(_ remains: consuming LedgerRemains, table: LedgerTable, queued: Int) {
+    convenience init(
+        _ remains: consuming LedgerRemains, table: LedgerTable, store: DescriptorStore?, queued: Int
+    ) {
         self.init(
             name: remains.name, table: table, writer: remains.writer, reader: remains.reader,
-            queued: queued)
+            store: store, adopting: queued)
     }
 }

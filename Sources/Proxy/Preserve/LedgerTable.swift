@@ -32,7 +32,7 @@ import Glibc
         in file: borrowing FileDescriptor, worker: Int
     ) throws(SystemError) -> LedgerTable {
         guard let table = LedgerTable(mapping: file.rawValue) else {
-            throw SystemError(call: "mmap", code: errno)
+            throw SystemError(call: "mmap", code: ENOMEM)
         }
         unsafe table.header.pointee.magic = magic
         unsafe table.header.pointee.layout = UInt32(LedgerEntry.layout)
@@ -76,6 +76,11 @@ import Glibc
         precondition(index >= 0 && index < Self.slotCount)
         return unsafe LedgerSlot(
             (memory + Self.headerSize).assumingMemoryBound(to: linux_ledger_slot.self) + index)
+    }
+
+    /// True exactly when the place is taken by the entry that names it.
+    func has(_ place: LedgerPlace) -> Bool {
+        place.slot < Self.slotCount && slot(Int(place.slot)).serial == place.serial
     }
 
     // MARK: Header

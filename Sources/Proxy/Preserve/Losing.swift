@@ -28,10 +28,7 @@ extension Worker {
     /// entered a second time, or its line of the table is damaged.
     func closeLeftOver(_ orphans: [Orphan]) {
         let open = orphans.filter { orphan in
-            guard let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false) else {
-                return false
-            }
-            return !counts.hasEnded
+            !StreamCounts.hasEnded(orphan.clientDescriptor)
         }
         if open.isEmpty { return }
         let known = Set(connections.all.compactMap { Socket.cookie($0.client.rawValue) })
@@ -54,8 +51,7 @@ extension Worker {
         if reason == .damaged { shared.resumption.withLock { $0.foundDamaged() } }
         var count = 0
         for orphan in contents.orphans.values {
-            let counts = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
-            if counts?.hasEnded != true {
+            if !StreamCounts.hasEnded(orphan.clientDescriptor) {
                 lose(orphan, reason)
                 count += 1
             }
@@ -70,6 +66,15 @@ extension Worker {
             .error, .ledgerRefused,
             "\(remains.name) is given up, \(Status.count(count, "connection")) "
                 + "in it: \(why)")
-        DescriptorStore.remove(remains.name)
+        throwAway(remains.name)
+    }
+
+    /// Has systemd close a ledger.
+    func throwAway(_ name: String) {
+        if let store = shared.store {
+            store.remove(name, count: Ledger.descriptorCount)
+        } else {
+            DescriptorStore.remove(name)
+        }
     }
 }

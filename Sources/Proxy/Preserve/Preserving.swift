@@ -23,10 +23,9 @@ extension Worker {
     /// Enters the connection, and the pipes that hold bytes of it.
     @discardableResult
     func preserve(_ connection: Connection) -> Bool {
-        guard ledgers.enter(connection, now: now) else { return false }
-        if let pipe = connection.toTarget.pipe { map(pipe, of: connection, from: .client) }
-        if let pipe = connection.toClient.pipe { map(pipe, of: connection, from: .target) }
-        return true
+        for pipe in [connection.toTarget.pipe, connection.toClient.pipe].compactMap({ $0 })
+        where pipe.ledger == nil { _ = ledgers.enter(pipe, now: now) }
+        return ledgers.enter(connection, now: now)
     }
 
     /// The target of a connection that was entered while it was being dialled is connected.
@@ -43,16 +42,21 @@ extension Worker {
 
     /// Writes down which pipe carries the direction, before bytes are in it.
     func map(_ pipe: Pipe, of connection: Connection, from side: Side) {
-        guard let slot = connection.slot else { return }
-        if pipe.ledger == nil && !ledgers.enter(pipe, now: now) { return }
-        connection.ledger?.table.hasPipes = true
-        if !FaultInjection.mapsNoPipes { slot.setPipe(from: side, pipe.number) }
+        guard let ledger = connection.ledger, let slot = connection.slot else { return }
+        if pipe.ledger == nil { _ = ledgers.enter(pipe, now: now) }
+        ledger.note(pipe, in: slot, from: side)
+    }
+
+    /// Tries again what could not be entered before.
+    private func mapAgain(_ connection: Connection) {
+        if let pipe = connection.toTarget.pipe { map(pipe, of: connection, from: .client) }
+        if let pipe = connection.toClient.pipe { map(pipe, of: connection, from: .target) }
     }
 
     // MARK: Ending
 
-    /// Ends the sockets of a connection that is in a ledger, and forgets it. While there is a copy,
-    /// a close sends nothing and epoll goes on reporting.
+    /// Ends the sockets of a connection of which there may be copies, and forgets it. While there is
+    /// one, a close sends nothing and epoll goes on reporting.
     func sever(_ connection: Connection, inOrder: Bool) {
         for fd in [connection.client.rawValue, connection.targetDescriptor] where fd >= 0 {
             epoll.remove(fd)
@@ -82,7 +86,9 @@ extension Worker {
             if isConnectedUnseen(connection) { enterRelay(connection) }
             if !connection.route.preserves {
                 end(connection, .stopped)
-            } else if connection.ledger == nil && !preserve(connection) {
+            } else if connection.ledger != nil {
+                mapAgain(connection)
+            } else if !preserve(connection) {
                 // It ends with the process; a FIN would make a part of the stream look like all.
                 Socket.resetOnClose(connection.client.rawValue)
                 if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }

@@ -8,11 +8,11 @@ extension Worker {
     /// Nothing is taken out of them on the way, so that the process may end at any moment.
     func resumeConnections(_ inherited: [InheritedLedger]) {
         var held = 0
-        var adopted: [(ledger: Ledger, orphans: [Orphan])] = []
+        var adopted: [(ledger: Ledger, orphans: [Orphan], isCrash: Bool)] = []
         var pipes: [UInt64: (pipe: Pipe, ledger: Ledger)] = [:]
         for inherited in inherited {
             guard let remains = LedgerRemains(inherited) else {
-                DescriptorStore.remove(inherited.name)
+                throwAway(inherited.name)
                 shared.resumption.withLock { $0.foundNothing(in: inherited.name) }
                 continue
             }
@@ -29,16 +29,20 @@ extension Worker {
                 $0.found(handedOverAt: table.handedOverAt, lastSign: table.lastSign)
             }
             table.attempts += 1
-            let ledger = Ledger(remains, table: table, queued: datagrams)
+            let isCrash = table.handedOverAt == nil
+            table.handedOverAt = nil  // if this life ends on the way, it was no hand-over
+            shared.store?.chargeCopies(contents.copies)
+            let ledger = Ledger(
+                remains, table: table, store: shared.store, queued: datagrams)
             for pipe in contents.pipes { pipes[pipe.number] = (pipe, ledger) }
-            adopted.append((ledger, Array(contents.orphans.values)))
+            adopted.append((ledger, Array(contents.orphans.values), isCrash))
         }
         var leftOver: [Orphan] = []
         var serials: Set<UInt64> = []
-        for (ledger, orphans) in adopted {
+        for (ledger, orphans, isCrash) in adopted {
             for orphan in orphans {
                 guard serials.insert(orphan.facts.place.serial).inserted,
-                    resume(orphan, of: ledger, &pipes)
+                    resume(orphan, of: ledger, isCrash: isCrash, &pipes)
                 else {
                     leftOver.append(orphan)
                     continue
@@ -46,16 +50,16 @@ extension Worker {
             }
         }
         closeLeftOver(leftOver)
-        for (ledger, _) in adopted {
+        // All at once: what belongs together must not be torn apart by an end in between.
+        for (ledger, _, _) in adopted { ledger.table.worker = UInt64(number) }
+        for (ledger, _, _) in adopted {
             ledger.finishAdoption()
-            ledger.table.worker = UInt64(number)
             ledger.table.lastSign = now
-            ledger.table.handedOverAt = nil
             ledger.table.attempts = 0
             if ledgers.isActive {
                 ledgers.add(ledger)
             } else {
-                DescriptorStore.remove(ledger.name)
+                throwAway(ledger.name)
             }
         }
         ledgers.tidy()
@@ -68,20 +72,18 @@ extension Worker {
     ///
     /// - Returns: false if the table knows nothing of it: it had ended, or the table is damaged.
     private func resume(
-        _ orphan: Orphan, of ledger: Ledger,
+        _ orphan: Orphan, of ledger: Ledger, isCrash: Bool,
         _ pipes: inout [UInt64: (pipe: Pipe, ledger: Ledger)]
     ) -> Bool {
         let place = orphan.facts.place
-        guard place.slot < LedgerTable.slotCount,
-            ledger.table.slot(Int(place.slot)).serial == place.serial
-        else { return false }
+        guard ledger.table.has(place) else { return false }
         let slot = ledger.table.slot(Int(place.slot))
         shared.reserveConnectionID(orphan.facts.id)
         guard let route = routes.first(where: { $0.name == orphan.facts.route }) else {
             lose(orphan, .damaged)  // every name was made a route before
             return true
         }
-        if countCrash(slot, isCrash: ledger.table.handedOverAt == nil) >= Self.mostCrashes {
+        if countCrash(slot, isCrash: isCrash) >= Self.mostCrashes {
             lose(orphan, .crashes, bytes: slot.bytes)
             return true
         }
@@ -90,7 +92,7 @@ extension Worker {
         if orphan.target == nil {
             // If there were bytes, there was a target, and its entry is damaged.
             guard !hasMoved(orphan, slot) else {
-                lose(orphan, .damaged, bytes: slot.bytes)
+                lose(orphan, orphan.whyNoTarget, bytes: slot.bytes)
                 return true
             }
             return redial(orphan, route, of: ledger)
@@ -145,7 +147,10 @@ extension Worker {
             lose(orphan, .damaged, bytes: slot.bytes)
             return true
         }
-        guard let survey = survey(orphan, slot, toTarget, toClient) else {
+        let missesPipe = [Side.client, .target].contains { side in
+            slot.pipe(from: side) != 0 && pipes[slot.pipe(from: side)] == nil
+        }
+        guard let survey = survey(orphan, slot, toTarget, toClient, missesPipe: missesPipe) else {
             lose(orphan, .bytesLost, bytes: slot.bytes)
             return true
         }
@@ -210,9 +215,11 @@ extension Worker {
         let targetIsClosed: Bool
     }
 
+    /// - Parameter missesPipe: true if the table names a pipe that is in no ledger.
     /// - Returns: nil where bytes are missing.
     private func survey(
-        _ orphan: Orphan, _ slot: LedgerSlot, _ toTarget: Pipe?, _ toClient: Pipe?
+        _ orphan: Orphan, _ slot: LedgerSlot, _ toTarget: Pipe?, _ toClient: Pipe?,
+        missesPipe: Bool
     ) -> Survey? {
         let client = StreamCounts.of(orphan.clientDescriptor, isOpener: false)
         let target = StreamCounts.of(orphan.targetDescriptor, isOpener: true)
@@ -224,6 +231,8 @@ extension Worker {
             source: target, sink: client, inPipe: UInt64(toClient?.unread ?? 0),
             bytesOfTable: slot.bytes.out, isCopying: slot.isCopying
         ).verdict
+        // Without counts nobody can tell what was in a pipe that is gone.
+        if missesPipe && (client == nil || target == nil) { return nil }
         // What a broken side was sent is lost anyway.
         guard there != .bytesLost || slot.broken?.side == .target,
             back != .bytesLost || slot.broken?.side == .client
@@ -284,6 +293,7 @@ extension Worker {
             id: facts.id, route: route, counters: counters, client: client,
             address: facts.client, listen: facts.listen, now: facts.acceptedAt)
         connection.lastMovedAt = now
+        connection.hasCopies = true
         shared.admission.charge()
         route.admission.charge()
         shared.descriptors.charge(2)

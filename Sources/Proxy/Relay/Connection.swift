@@ -8,7 +8,7 @@ struct Flow {
 
 /// One client's connection through the proxy. It lives and dies on one worker.
 final class Connection {
-    /// Unique in this life of the process; counts from 1.
+    /// Unique among those that are open and those that this life of the process has seen.
     let id: UInt64
     let route: Route
     let counters: RouteCounters
@@ -26,6 +26,8 @@ final class Connection {
     /// nil once the target is connected.
     var dial: DialAttempt?
     var connectStartedAt: Instant
+    /// When what the dial waits for has to be there.
+    var dialLimit = Instant(nanoseconds: .max)
     var connectedAt: Instant?
     var lastMovedAt: Instant
     /// Bytes in the two send buffers when an idle timeout last looked.
@@ -47,6 +49,9 @@ final class Connection {
     var ledger: Ledger?
     var slot: LedgerSlot?
     var slotIndex = 0
+    /// True once there may be copies of the sockets that this process does not hold: then a close
+    /// alone ends nothing.
+    var hasCopies = false
     /// True exactly when the target's copy has an entry of its own.
     var targetIsApart = false
 

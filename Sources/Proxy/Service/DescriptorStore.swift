@@ -11,13 +11,19 @@ final class DescriptorStore: Sendable {
     let limit: Int
     private let used: Atomic<Int>
     private let lastNumber: Atomic<UInt64>
+    /// Copies of descriptors that are under way in queues.
+    private let copies = Atomic<Int>(0)
+    private let mostCopies: Int
 
     /// Stored descriptors have this before a number.
     static let namePrefix = "proxy-ledger-"
 
     /// - Parameter names: of the descriptors that are stored already.
-    init(limit: Int, names: [String]) {
+    /// - Parameter openLimit: RLIMIT_NOFILE; as many copies the kernel allows a user to have under
+    ///   way, unix(7).
+    init(limit: Int, names: [String], openLimit: Int = .max) {
         self.limit = limit
+        mostCopies = openLimit
         used = Atomic(names.count)
         lastNumber = Atomic(names.compactMap(Self.number).max() ?? 0)
     }
@@ -49,13 +55,38 @@ final class DescriptorStore: Sendable {
         }
     }
 
-    /// Has systemd close what it keeps under a name.
-    static func remove(_ name: String) { try? send("FDSTOREREMOVE=1\nFDNAME=\(name)", []) }
-
-    func remove(_ name: String, count: Int) {
-        Self.remove(name)
-        used.wrappingSubtract(count, ordering: .relaxed)
+    /// Has systemd close what it keeps under a name. False if it could not be told.
+    @discardableResult
+    static func remove(_ name: String) -> Bool {
+        do throws(SystemError) {
+            try send("FDSTOREREMOVE=1\nFDNAME=\(name)", [])
+            return true
+        } catch {
+            return false
+        }
     }
+
+    /// The same, with so many descriptors, whose places are free then.
+    func remove(_ name: String, count: Int) {
+        if Self.remove(name) { used.wrappingSubtract(count, ordering: .relaxed) }
+    }
+
+    // MARK: Copies
+
+    /// Counts copies that are put into a queue. An entry that takes its turn is there twice for a
+    /// moment, and room is kept for that.
+    func takeCopies(_ count: Int, isTurn: Bool) -> Bool {
+        let limit = isTurn ? mostCopies : mostCopies - Self.keptForTurns
+        return copies.increment(by: count, upTo: limit)
+    }
+
+    /// Copies that were there before.
+    func chargeCopies(_ count: Int) { copies.wrappingAdd(count, ordering: .relaxed) }
+
+    func giveBackCopies(_ count: Int) { copies.wrappingSubtract(count, ordering: .relaxed) }
+
+    /// Two for each of a few workers at once.
+    private static let keptForTurns = 16
 
     /// Not by sd_pid_notify_with_fds(3), which waits while the manager's queue is full: this is
     /// called by workers.

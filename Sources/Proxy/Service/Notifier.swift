@@ -1,4 +1,5 @@
-// What the service manager is told: sd_notify(3). Only the supervisor's thread speaks.
+// What the service manager is told: sd_notify(3). Only the supervisor's thread speaks; what is to
+// be stored goes another way, see DescriptorStore.
 
 import CSystemd
 import Glibc

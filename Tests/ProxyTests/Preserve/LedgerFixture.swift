@@ -55,7 +55,8 @@ final class KeptLedger {
     func begin() throws -> Ledger {
         Ledger(
             name: "proxy-ledger-1", table: try LedgerTable.adopt(file.rawValue),
-            writer: try copy(of: writer.rawValue), reader: try copy(of: reader.rawValue))
+            writer: try copy(of: writer.rawValue), reader: try copy(of: reader.rawValue),
+            store: nil)
     }
 
     /// Only to be looked at: they stay this one's.

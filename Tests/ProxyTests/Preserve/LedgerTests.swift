@@ -346,7 +346,7 @@ struct LedgerTests {
         _ = consume queue  // nobody can receive any more
         let ledger = Ledger(
             name: "proxy-ledger-1", table: try LedgerTable.adopt(kept.file.rawValue),
-            writer: writer, reader: try copy(of: kept.reader.rawValue))
+            writer: writer, reader: try copy(of: kept.reader.rawValue), store: nil)
         let connection = try makeConnection(1)
         #expect(ledger.enter(connection) == .refused(ECONNREFUSED))
         #expect(connection.ledger == nil && connection.slot == nil)
@@ -555,6 +555,6 @@ extension Ledger {
         guard let table = remains.table else { throw LedgerTable.Refusal.damaged }
         self.init(
             name: remains.name, table: table, writer: try copy(of: remains.writer.rawValue),
-            reader: try copy(of: remains.reader.rawValue), queued: queued)
+            reader: try copy(of: remains.reader.rawValue), store: nil, adopting: queued)
     }
 }
