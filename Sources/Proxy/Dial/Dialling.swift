@@ -74,6 +74,7 @@ extension Worker {
 
     /// Carries out what the attempt asks for, until it has to wait.
     private func advance(_ connection: Connection, _ first: DialAttempt.Action?) -> Step {
+        preserveIfDue(connection)
         var action = first
         while true {
             switch action {

@@ -226,7 +226,7 @@ extension [CounterSet] {
     }
 
     private func abort(_ connection: Connection, _ side: Side) -> Step {
-        let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+        let fd = connection.descriptor(of: side)
         let code = Socket.takeError(fd)
         return .end(connection.brokenBy ?? .failure(of: side, code: code == 0 ? ECONNRESET : code))
     }

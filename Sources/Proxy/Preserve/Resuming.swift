@@ -143,7 +143,8 @@ extension Worker {
     ) -> Bool {
         let toTarget = filledPipe(slot, from: .client, pipes)
         let toClient = filledPipe(slot, from: .target, pipes)
-        guard isBelievable(slot.broken, orphan) else {
+        let isDoubled = toTarget != nil && toTarget === toClient
+        guard !isDoubled && isBelievable(slot.broken, orphan) else {
             lose(orphan, .damaged, bytes: slot.bytes)
             return true
         }
@@ -155,23 +156,13 @@ extension Worker {
             return true
         }
         guard let connection = admit(orphan, route) else { return true }
-        connection.target = orphan.targetSocket.take()
-        connection.targetAddress = orphan.target?.address ?? .unnamed
-        connection.connectedAt = connection.connectStartedAt.advanced(
-            byNanoseconds: orphan.target?.connectDuration ?? 0)
-        connection.phase = isMature(connection) ? .mature : .young
-        connection.counters.activeOutbound.add(1)
-        connection.toTarget = Flow(
-            half: HalfStream(
-                isUnix: connection.clientAddress.isUnix,
-                resumedAt: survey.there.bytes ?? slot.bytes.in, inPipe: toTarget?.unread ?? 0),
-            pipe: toTarget)
-        connection.toClient = Flow(
-            half: HalfStream(
-                isUnix: connection.targetAddress.isUnix,
-                resumedAt: survey.back.bytes ?? slot.bytes.out, inPipe: toClient?.unread ?? 0),
-            pipe: toClient)
-        connection.firstToFinish = slot.firstToFinish
+        beginAgain(connection, orphan)
+        connection.toTarget = flow(
+            toTarget, isUnix: connection.clientAddress.isUnix,
+            bytes: survey.there.bytes ?? slot.bytes.in)
+        connection.toClient = flow(
+            toClient, isUnix: connection.targetAddress.isUnix,
+            bytes: survey.back.bytes ?? slot.bytes.out)
         for pipe in [toTarget, toClient].compactMap({ $0 }) {
             if let stored = pipes.removeValue(forKey: pipe.number), ledgers.isActive {
                 stored.ledger.adopt(pipe)
@@ -179,13 +170,47 @@ extension Worker {
             self.pipes.adopt(pipe)
         }
         keep(connection, in: ledger, orphan)
-        if toTarget == nil { slot.setPipe(from: .client, 0) }
-        if toClient == nil { slot.setPipe(from: .target, 0) }
-        slot.setCopying(false)
-        slot.setBytesIn(connection.toTarget.half.bytes)
-        slot.setBytesOut(connection.toClient.half.bytes)
-        slot.bytesAtResumption = connection.toTarget.half.bytes &+ connection.toClient.half.bytes
+        update(slot, to: connection)
+        tellWhatHappened(to: connection, survey, slot)
+        if watch(connection) {
+            setNextLook(connection)
+            requeue(connection)
+        }
+        return true
+    }
 
+    /// What beginRelay does for a new connection.
+    private func beginAgain(_ connection: Connection, _ orphan: Orphan) {
+        connection.target = orphan.targetSocket.take()
+        connection.targetAddress = orphan.target?.address ?? .unnamed
+        connection.connectedAt = connection.connectStartedAt.advanced(
+            byNanoseconds: orphan.target?.connectDuration ?? 0)
+        connection.phase = isMature(connection) ? .mature : .young
+        connection.counters.activeOutbound.add(1)
+    }
+
+    private func flow(_ pipe: Pipe?, isUnix: Bool, bytes: UInt64) -> Flow {
+        Flow(
+            half: HalfStream(isUnix: isUnix, resumedAt: bytes, inPipe: pipe?.unread ?? 0),
+            pipe: pipe)
+    }
+
+    /// Puts the table right, which may be behind by what was under way at a crash.
+    private func update(_ slot: LedgerSlot, to connection: Connection) {
+        let bytes = (connection.toTarget.half.bytes, connection.toClient.half.bytes)
+        if connection.toTarget.pipe == nil { slot.setPipe(from: .client, 0) }
+        if connection.toClient.pipe == nil { slot.setPipe(from: .target, 0) }
+        slot.setCopying(false)
+        slot.setBytesIn(bytes.0)
+        slot.setBytesOut(bytes.1)
+        slot.bytesAtResumption = bytes.0 &+ bytes.1
+        connection.firstToFinish = slot.firstToFinish
+    }
+
+    /// What epoll would not tell, or not right.
+    private func tellWhatHappened(
+        to connection: Connection, _ survey: Survey, _ slot: LedgerSlot
+    ) {
         if let broken = slot.broken { self.broken(connection, broken.side, code: broken.code) }
         if survey.clientIsClosed {
             failedMeanwhile(connection, .client, wasReset: survey.there.isReset)
@@ -193,11 +218,6 @@ extension Worker {
         if survey.targetIsClosed {
             failedMeanwhile(connection, .target, wasReset: survey.back.isReset)
         }
-        if watch(connection) {
-            setNextLook(connection)
-            requeue(connection)
-        }
-        return true
     }
 
     /// A side that the table calls broken has to be: bytes for it would be swallowed without a word.
@@ -260,7 +280,7 @@ extension Worker {
 
     /// A side whose socket is closed: after a FIN each way, or by an error, which is told once.
     private func failedMeanwhile(_ connection: Connection, _ side: Side, wasReset: Bool) {
-        let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+        let fd = connection.descriptor(of: side)
         let code = Socket.takeError(fd)
         if code != 0 || wasReset {
             broken(connection, side, code: code == 0 ? ECONNRESET : code)
@@ -313,7 +333,7 @@ extension Worker {
     private func watch(_ connection: Connection) -> Bool {
         do throws(SystemError) {
             for side in [Side.client, .target] {
-                let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+                let fd = connection.descriptor(of: side)
                 if fd < 0 { continue }
                 let toHere = side == .client ? connection.toClient.half : connection.toTarget.half
                 let waits = toHere.inPipe > 0

@@ -105,6 +105,11 @@ final class Connection {
             connectDuration: connectedAt.nanoseconds(since: connectStartedAt))
     }
 
+    /// -1 for a target while there is none.
+    func descriptor(of side: Side) -> CInt {
+        side == .client ? client.rawValue : targetDescriptor
+    }
+
     /// -1 while there is no target socket.
     var targetDescriptor: CInt { target?.rawValue ?? -1 }
 }

@@ -394,7 +394,7 @@ extension Worker {
         // The kernel wakes for both in one go: with the one left on nothing would be won.
         if watched.isMuted { interest.subtract([.readable, .urgent]) }
         if watched.reportsWritable { interest.insert(.writable) }
-        let fd = side == .client ? connection.client.rawValue : connection.targetDescriptor
+        let fd = connection.descriptor(of: side)
         let token = connection.key.token(side == .client ? .client : .target)
         do throws(SystemError) {
             try epoll.modify(fd, interest, token: token)
