@@ -46,9 +46,10 @@ def _finish_under_store(self: Proxy) -> None:
         _finish(self)
         return
     try:
-        entered = [text for _, text in store.messages if "FDNAME=proxy-ledger" in text]
         ended = self.lines(r"connection \d+ ended")
         _finish(self)
+        store.settle()
+        entered = [text for _, text in store.messages if "FDNAME=proxy-ledger" in text]
         assert entered or not ended, "nothing was entered: this run proves nothing"
         assert not store.complaints, store.complaints
     finally:
