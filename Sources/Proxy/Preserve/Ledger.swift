@@ -17,10 +17,10 @@ final class Ledger {
     private let reader: FileDescriptor
     /// Bytes of kernel memory that may wait in the queue.
     private let capacity: Int
-    /// By slot; nil where it is free.
-    private var tenants: [Connection?]
+    /// By slot; nil where it is free. The worker owns them, and has them forgotten at their end.
+    private var tenants: [Borrowed<Connection>?]
     private var freeSlots: [Int]
-    private var pipes: [UInt64: Pipe] = [:]
+    private var pipes: [UInt64: Borrowed<Pipe>] = [:]
     /// Routes that the table names.
     private var routes: Set<String>
     /// Datagrams in the queue, those of the dead included.
@@ -189,7 +189,7 @@ final class Ledger {
     }
 
     private func seat(_ connection: Connection, at index: Int) {
-        tenants[index] = connection
+        tenants[index] = Borrowed(connection)
         connection.ledger = self
         connection.slot = table.slot(index)
         connection.slotIndex = index
@@ -205,7 +205,7 @@ final class Ledger {
     }
 
     private func hold(_ pipe: Pipe) {
-        pipes[pipe.number] = pipe
+        pipes[pipe.number] = Borrowed(pipe)
         pipe.ledger = self
     }
 
@@ -272,7 +272,7 @@ final class Ledger {
     private var living: Int {
         tenants.reduce(pipes.count) { count, tenant in
             guard let tenant else { return count }
-            return count + (tenant.targetIsApart ? 2 : 1)
+            return count + (tenant.object.targetIsApart ? 2 : 1)
         }
     }
 
@@ -288,13 +288,13 @@ final class Ledger {
             }
             return (entry, [connection.targetDescriptor])
         case .pipe(let number):
-            guard let pipe = pipes[number] else { return nil }
+            guard let pipe = pipes[number]?.object else { return nil }
             return (entry, [pipe.readEnd.rawValue, pipe.writeEnd.rawValue])
         }
     }
 
     private func tenant(of place: LedgerPlace) -> Connection? {
-        table.has(place) ? tenants[Int(place.slot)] : nil
+        table.has(place) ? tenants[Int(place.slot)]?.object : nil
     }
 
     // MARK: The queue
@@ -373,4 +373,11 @@ final class Ledger {
             store?.giveBackCopies(descriptors)
         }
     }
+}
+
+/// A reference that keeps nothing alive.
+private struct Borrowed<Object: AnyObject> {
+    unowned let object: Object
+
+    init(_ object: Object) { self.object = object }
 }

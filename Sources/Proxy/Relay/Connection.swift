@@ -46,7 +46,7 @@ final class Connection {
     var isQueued = false
 
     /// Where a copy of the sockets is kept that outlives the process; nil while there is none.
-    weak var ledger: Ledger?
+    var ledger: Ledger?
     var slot: LedgerSlot?
     var slotIndex = 0
     /// True once there may be copies of the sockets that this process does not hold: then a close

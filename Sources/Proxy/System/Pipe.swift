@@ -14,7 +14,7 @@ final class Pipe {
     /// Under which a ledger knows it; 0 while none does.
     var number: UInt64 = 0
     /// Where copies of its ends are kept; nil while there are none.
-    weak var ledger: Ledger?
+    var ledger: Ledger?
 
     /// Takes over a pipe of an earlier life of the process.
     init(
