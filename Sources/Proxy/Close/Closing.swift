@@ -10,8 +10,7 @@ extension Worker {
         if connection.hasCopies {
             sever(connection, inOrder: reason.isSuccess)
         } else if !reason.isSuccess {
-            Socket.resetOnClose(connection.client.rawValue)
-            if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }
+            resetOnClose(connection)
         }
         release(&connection.toTarget)
         release(&connection.toClient)
@@ -47,7 +46,17 @@ extension Worker {
             connectDuration: connection.connectedAt?.nanoseconds(
                 since: connection.connectStartedAt),
             reason: reason)
+        log(record)
+    }
+
+    func log(_ record: ConnectionRecord) {
         if !shared.log.push(record, from: queue) { counters.worker.recordsDropped.add(1) }
+    }
+
+    /// Makes the closes that follow resets, both ways.
+    func resetOnClose(_ connection: Connection) {
+        Socket.resetOnClose(connection.client.rawValue)
+        if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }
     }
 
     private func release(_ flow: inout Flow) {

@@ -166,15 +166,11 @@ extension [CounterSet] {
         switch token.kind {
         case .client:
             if let connection = connections[token.key] {
-                connection.slot?.setHandled(true)
-                take(clientEvent(connection, readiness), connection)
-                connection.slot?.setHandled(false)
+                handle(connection) { clientEvent(connection, readiness) }
             }
         case .target:
             if let connection = connections[token.key] {
-                connection.slot?.setHandled(true)
-                take(targetEvent(connection, readiness), connection)
-                connection.slot?.setHandled(false)
+                handle(connection) { targetEvent(connection, readiness) }
             }
         case .listener: accept(token.key.index)
         case .mailbox: for command in mailbox.take() { obey(command) }
@@ -231,6 +227,15 @@ extension [CounterSet] {
         return .end(connection.brokenBy ?? .failure(of: side, code: code == 0 ? ECONNRESET : code))
     }
 
+    /// Has a stage work on a connection. The table says so meanwhile, for whoever comes after a
+    /// crash.
+    @inline(__always)
+    private func handle(_ connection: Connection, _ stage: () -> Step) {
+        connection.slot?.setHandled(true)
+        take(stage(), connection)
+        connection.slot?.setHandled(false)
+    }
+
     /// Does what a stage asked for.
     func take(_ step: Step, _ connection: Connection) {
         switch step {
@@ -258,9 +263,7 @@ extension [CounterSet] {
             connection.isQueued = false
             // It may have ended since, at an event of its own.
             if connections[connection.key] === connection, connection.isRelaying {
-                connection.slot?.setHandled(true)
-                take(relay(connection), connection)
-                connection.slot?.setHandled(false)
+                handle(connection) { relay(connection) }
             }
         }
     }
@@ -268,9 +271,7 @@ extension [CounterSet] {
     private func fireTimers() {
         for index in timers.advance(to: now) {
             guard let connection = connections[index] else { continue }
-            connection.slot?.setHandled(true)
-            take(timerFired(connection), connection)
-            connection.slot?.setHandled(false)
+            handle(connection) { timerFired(connection) }
         }
     }
 
@@ -309,9 +310,7 @@ extension [CounterSet] {
             shared.notice.signal()
         case .resolved(let key, let index, let addresses):
             if let connection = connections[key] {
-                connection.slot?.setHandled(true)
-                take(resolved(connection, target: index, addresses), connection)
-                connection.slot?.setHandled(false)
+                handle(connection) { resolved(connection, target: index, addresses) }
             }
         case .replace(let route): routes[route.index] = route
         case .adopt(let descriptor, let routeIndex):

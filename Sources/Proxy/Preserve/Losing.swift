@@ -21,7 +21,7 @@ extension Worker {
             target: orphan.target?.address ?? .unnamed, bytesIn: bytes.in, bytesOut: bytes.out,
             duration: now.nanoseconds(since: facts.acceptedAt),
             connectDuration: orphan.target?.connectDuration, reason: .lost)
-        if !shared.log.push(record, from: queue) { counters.worker.recordsDropped.add(1) }
+        log(record)
     }
 
     /// Entries of which the table knows nothing. Most had ended; what is open still is either

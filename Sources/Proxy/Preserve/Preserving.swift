@@ -90,8 +90,7 @@ extension Worker {
                 mapAgain(connection)
             } else if !preserve(connection) {
                 // It ends with the process; a FIN would make a part of the stream look like all.
-                Socket.resetOnClose(connection.client.rawValue)
-                if connection.target != nil { Socket.resetOnClose(connection.targetDescriptor) }
+                resetOnClose(connection)
             }
         }
         ledgers.close(now)

@@ -38,30 +38,6 @@ extension Worker {
         }
     }
 
-    /// How long a connection is young, in nanoseconds.
-    private static let youth: UInt64 = 1_000_000_000
-
-    /// Has the timer come back when there is something to do for the connection's age or idleness.
-    func setNextLook(_ connection: Connection) {
-        var at = Instant(nanoseconds: .max)
-        if connection.phase == .young { at = maturesAt(connection) }
-        if let entry = preserveAt(connection) { at = min(at, entry) }
-        if let limit = connection.route.idleTimeout {
-            at = min(at, connection.lastMovedAt.advanced(by: limit))
-        }
-        timers.set(connection.key.index, at: at)
-    }
-
-    private func maturesAt(_ connection: Connection) -> Instant {
-        (connection.connectedAt ?? now).advanced(byNanoseconds: Self.youth)
-    }
-
-    /// The connection's timer has fired.
-    func growOlder(_ connection: Connection) {
-        if connection.phase == .young && now >= maturesAt(connection) { mature(connection) }
-        preserveIfDue(connection)
-    }
-
     /// Goes on after an event.
     func relay(_ connection: Connection, after readiness: Readiness, of side: Side) -> Step {
         let fromHere = side == .client ? connection.toTarget.half : connection.toClient.half
@@ -138,18 +114,13 @@ extension Worker {
             case .finish:
                 finish(&flow, of: connection, sink: sink, source: side)
                 return .waiting
+            case .receive where !pipes.prepare(now: now):
+                result = peekAndSend(&flow, of: connection, from: source, to: sink)
             case .receive:
-                connection.slot?.setCopying(true)
-                result =
-                    pipes.prepare(now: now)
-                    ? receiveAndSend(&flow, of: connection, from: source, to: sink, side)
-                    : peekAndSend(&flow, from: source, to: sink)
-                connection.slot?.setCopying(false)
+                result = receiveAndSend(&flow, of: connection, from: source, to: sink, side)
             case .splice:
                 guard flow.pipe != nil || takePipe(&flow, of: connection, side) else {
-                    connection.slot?.setCopying(true)
-                    result = peekAndSend(&flow, from: source, to: sink)
-                    connection.slot?.setCopying(false)
+                    result = peekAndSend(&flow, of: connection, from: source, to: sink)
                     break
                 }
                 result = fillPipe(&flow, of: connection, from: source, side)
@@ -197,6 +168,8 @@ extension Worker {
         _ side: Side
     ) -> Transfer {
         FaultInjection.lookAhead(source)
+        connection.slot?.setCopying(true)
+        defer { connection.slot?.setCopying(false) }
         let result = unsafe Socket.receive(source, into: scratch, limit: Self.scratchSize)
         switch result {
         case .bytes(let count):
@@ -219,7 +192,11 @@ extension Worker {
 
     /// Without a pipe: sends a copy of what the socket holds and takes from it only what was
     /// sent, so that even now the kernel holds every byte.
-    private func peekAndSend(_ flow: inout Flow, from source: CInt, to sink: CInt) -> Transfer {
+    private func peekAndSend(
+        _ flow: inout Flow, of connection: Connection, from source: CInt, to sink: CInt
+    ) -> Transfer {
+        connection.slot?.setCopying(true)
+        defer { connection.slot?.setCopying(false) }
         let peeked = unsafe Socket.receive(
             source, into: scratch, limit: Self.scratchSize, flags: linux_MSG_PEEK)
         switch peeked {
@@ -405,23 +382,4 @@ extension Worker {
 
     /// What every relayed socket is watched for.
     static let interest: Readiness = [.readable, .peerFinished, .urgent, .edge]
-
-    // MARK: Age
-
-    /// The connection has lived a second: from now on it is worth asking whether its peers are.
-    func mature(_ connection: Connection) {
-        connection.phase = .mature
-        if !connection.clientAddress.isUnix { Socket.keepAlive(connection.client.rawValue) }
-        if !connection.targetAddress.isUnix { Socket.keepAlive(connection.targetDescriptor) }
-        if connection.firstToFinish != nil { boundHalfClosed(connection) }
-    }
-
-    private func boundHalfClosed(_ connection: Connection) {
-        if !connection.clientAddress.isUnix {
-            Socket.boundUnacknowledged(connection.client.rawValue)
-        }
-        if !connection.targetAddress.isUnix {
-            Socket.boundUnacknowledged(connection.targetDescriptor)
-        }
-    }
 }
